@@ -1,0 +1,45 @@
+# Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
+# Python 3.11 or later and make alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test lint bench serve mlflow clean
+help:
+	@echo "make demo    set up, then run the whole job on real data"
+	@echo "make test    everything that CI runs"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench   side-by-side benchmarks"
+	@echo "make serve   the API on http://127.0.0.1:8000 (documentation at /docs)"
+	@echo "make mlflow  the MLflow UI on http://127.0.0.1:5000"
+
+setup: $(VENV)/.done
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("nextbest needs Python 3.11 or later; run: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/nextbest demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+bench: setup
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+serve: setup
+	$(BIN)/nextbest serve --insecure
+
+mlflow: setup
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///.nextbest/mlflow.db --port 5000
+
+clean:
+	rm -rf $(VENV) .nextbest .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
