@@ -1,0 +1,1 @@
+"""From raw customer history to features, labels, snapshots and profiles."""

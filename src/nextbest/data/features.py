@@ -1,0 +1,383 @@
+"""Point-in-time features: what was known about a customer before a moment, and nothing later.
+
+A feature group is a function of a `Past`. The `Past` has already joined the history to the moments
+asked for and removed every row that had not happened, or had not reached us, before `as_of`; a
+group only summarises what is left, so it cannot leak by construction. The same expressions give
+training rows at many past moments and today's profiles, on any Ibis backend.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+from ibis import _
+
+from nextbest.data.contract import TABLES
+from nextbest.errors import ConfigError, DataError, did_you_mean
+
+Entity = Literal["customer", "offer", "pair"]
+KEYS: Mapping[Entity, tuple[str, ...]] = {
+    "customer": ("customer_id", "as_of"),
+    "offer": ("offer_id", "as_of"),
+    "pair": ("customer_id", "offer_id", "as_of"),
+}
+_SECONDS_PER_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column that models and rules may use: its name, one-line meaning, unit and origin."""
+
+    name: str
+    meaning: str
+    unit: str
+    source: str
+    group: str
+    entity: Entity
+    dtype: str
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a group returns: a table keyed by its entity, and what each column means.
+
+    ``columns`` maps each feature name to ``(meaning, unit, fill)``; ``fill`` is the value for an
+    entity without any row (0 for counts and sums, None where the value is then unknown).
+    """
+
+    table: ir.Table
+    columns: Mapping[str, tuple[str, str, float | None]]
+
+
+@dataclass(frozen=True)
+class FeatureGroup:
+    """A named set of features built from one source table.
+
+    ``requires`` lists ``table`` or ``table.column`` names beyond the required ones; where they are
+    absent the whole group is unavailable, and `available` says so by name.
+    """
+
+    name: str
+    source: str
+    entity: Entity
+    build: Callable[[Past], Block]
+    meaning: str
+    requires: tuple[str, ...] = ()
+    live: bool = False
+
+    def missing(self, tables: Mapping[str, ir.Table]) -> tuple[str, ...]:
+        """Return which required tables or columns the data lack, as ``table`` or ``table.column``."""
+        lacking = []
+        for need in (self.source, *self.requires):
+            table, _dot, column = need.partition(".")
+            if table not in tables or (column and column not in tables[table].columns):
+                lacking.append(need)
+        return tuple(dict.fromkeys(lacking))
+
+
+def feature_group(
+    source: str,
+    *,
+    entity: Entity = "customer",
+    requires: Sequence[str] = (),
+    live: bool = False,
+) -> Callable[[Callable[[Past], Block]], FeatureGroup]:
+    """Turn a function of a `Past` into a `FeatureGroup` named after the function.
+
+    The first line of the function's docstring is the meaning shown by ``nextbest features``.
+    """
+
+    def wrap(build: Callable[[Past], Block]) -> FeatureGroup:
+        doc = (build.__doc__ or "").strip().splitlines()
+        if not doc:
+            raise ConfigError(
+                f"feature group {build.__name__}",
+                "it has no docstring",
+                expected="one line that says what the group measures",
+            )
+        return FeatureGroup(build.__name__, source, entity, build, doc[0], tuple(requires), live)
+
+    return wrap
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was known before each moment of a spine.
+
+    Parameters
+    ----------
+    tables : the contract's clean tables by name.
+    spine : table with ``customer_id, as_of`` and, for pair features, ``offer_id``; one row for
+        each moment asked about.
+    backend : where to keep shared intermediate results; None keeps none (to compile SQL only).
+        Use the past as a context manager, so that they are dropped at the end.
+    """
+
+    tables: Mapping[str, ir.Table]
+    spine: ir.Table
+    backend: Any = None
+    _kept: dict[str, ir.Table] = field(default_factory=dict, repr=False, compare=False)
+
+    def __enter__(self) -> Past:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for table in self._kept.values():
+            if self.backend is not None:
+                self.backend.drop_table(table.get_name(), force=True)
+        self._kept.clear()
+
+    def _keep(self, name: str, build: Callable[[], ir.Table]) -> ir.Table:
+        # Ibis' own Table.cache drops its tables while the interpreter shuts down, which prints
+        # errors; a named temporary table that we drop ourselves does not.
+        if name not in self._kept:
+            table = build()
+            if self.backend is not None:
+                unique = f"nextbest_past_{uuid.uuid4().hex}"
+                table = self.backend.create_table(unique, table, temp=True)
+            self._kept[name] = table
+        return self._kept[name]
+
+    def moments(self, entity: Entity) -> ir.Table:
+        """Return the distinct keys of an entity in the spine."""
+        return self._keep(f"moments:{entity}", lambda: self.spine.select(*KEYS[entity]).distinct())
+
+    def columns(self, table: str) -> tuple[str, ...]:
+        """Return the columns that the data offer for a table (empty when it is absent)."""
+        return tuple(self.tables[table].columns) if table in self.tables else ()
+
+    def rows(self, table: str) -> ir.Table:
+        """Return a customer table's rows known before each moment, with ``as_of`` and ``age_days``.
+
+        A row is kept if its event time and its ``known_at`` both lie strictly before ``as_of``.
+        """
+        return known_before(self.tables[table], self.moments("customer"), TABLES[table].event_time)
+
+    @cached_property
+    def lines(self) -> ir.Table:
+        """Transaction lines known before each moment (the finest grain)."""
+        return self.rows("transactions")
+
+    @property
+    def orders(self) -> ir.Table:
+        """One row for each moment and order: time, amount, discount, lines, returns."""
+        return self._keep("orders", self._orders)
+
+    def _orders(self) -> ir.Table:
+        t = self.lines
+        sums: dict[str, Any] = {
+            "ordered_at": t.ordered_at.max(),
+            "age_days": t.age_days.min(),
+            "amount": total(t.amount),
+            "n_lines": t.count(),
+        }
+        for optional in ("discount", "margin", "quantity"):
+            if optional in t.columns:
+                sums[optional] = total(t[optional])
+        # A return is not a purchase: an order that only gives money back says nothing of activity.
+        orders = t.group_by("customer_id", "as_of", "order_id").aggregate(**sums)
+        return orders.mutate(is_purchase=orders.amount >= 0)
+
+    @property
+    def purchases(self) -> ir.Table:
+        """`orders` without those that only return goods."""
+        return self.orders.filter(_.is_purchase)
+
+    def offer_products(self) -> ir.Table:
+        """One row for each offer and product it covers."""
+        offers = self.tables["offers"]
+        return offers.select("offer_id", product_id=offers.product_ids.unnest()).distinct()
+
+    def offer_categories(self) -> ir.Table:
+        """One row for each offer and category it covers."""
+        offers = self.tables["offers"]
+        return offers.select("offer_id", category=offers.categories.unnest()).distinct()
+
+
+def known_before(table: ir.Table, moments: ir.Table, event_time: str | None) -> ir.Table:
+    """Join a table to moments, keeping only rows that had happened and reached us before them.
+
+    Adds ``as_of`` and, for event tables, ``age_days`` (float days from the event to ``as_of``).
+    """
+    keys = [k for k in ("customer_id", "offer_id") if k in moments.columns and k in table.columns]
+    moments = moments.select(*keys, "as_of").distinct()
+    joined = table.inner_join(moments, keys)
+    keep = joined.filter(joined.known_at.isnull() | (joined.known_at < joined.as_of))
+    if event_time is None:
+        return keep
+    keep = keep.filter(keep[event_time] < keep.as_of)
+    return keep.mutate(age_days=days_between(keep[event_time], keep.as_of))
+
+
+def days_between(start: ir.Value, end: ir.Value) -> ir.Value:
+    """Return the days from ``start`` to ``end`` as a float, exact to the second."""
+    return (end.epoch_seconds() - start.epoch_seconds()).cast("float64") / _SECONDS_PER_DAY
+
+
+def total(value: ir.Value, where: ir.Value | None = None) -> ir.Value:
+    """Sum a column exactly (to a millionth), so that the order of rows cannot change the result.
+
+    Backends add floating-point numbers in whatever order their threads come by; the last digits
+    then differ from run to run, and with them a model trained on the sums.
+    """
+    return _exact(value).sum(where=where).cast("float64")
+
+
+def average(value: ir.Value, where: ir.Value | None = None) -> ir.Value:
+    """Mean of a column with the exactness of `total`; null where there is nothing to average."""
+    present = value.notnull() if where is None else value.notnull() & where
+    n = present.sum().cast("float64")
+    return total(value, where) / ibis.cases((n > 0, n), else_=None)
+
+
+def deviation(value: ir.Value) -> ir.Value:
+    """Sample standard deviation of a column with the exactness of `total`; null below two values."""
+    n = value.notnull().sum().cast("float64")
+    squares = total(value * value) - total(value) * total(value) / ibis.cases(
+        (n > 0, n), else_=None
+    )
+    return (ibis.greatest(squares, 0.0) / ibis.cases((n > 1, n - 1), else_=None)).sqrt()
+
+
+def _exact(value: ir.Value) -> ir.Value:
+    return value.cast("float64").try_cast("decimal(30, 6)")
+
+
+def summarise(
+    rows: ir.Table, entity: Entity, features: Mapping[str, tuple[Any, str, str, float | None]]
+) -> Block:
+    """Aggregate rows to one line per entity: ``{name: (expression, meaning, unit, fill)}``."""
+    table = rows.group_by(*KEYS[entity]).aggregate(
+        **{name: spec[0] for name, spec in features.items()}
+    )
+    return Block(table, {name: (m, u, fill) for name, (_e, m, u, fill) in features.items()})
+
+
+def select(
+    table: ir.Table, entity: Entity, features: Mapping[str, tuple[Any, str, str, float | None]]
+) -> Block:
+    """Like `summarise`, for a table that already has one line per entity."""
+    chosen = table.select(*KEYS[entity], **{name: spec[0] for name, spec in features.items()})
+    return Block(chosen, {name: (m, u, fill) for name, (_e, m, u, fill) in features.items()})
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A group that the data cannot feed, and what is missing."""
+
+    group: str
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.group}: needs {', '.join(self.missing)}"
+
+
+def available(
+    groups: Iterable[FeatureGroup], tables: Mapping[str, ir.Table]
+) -> tuple[tuple[FeatureGroup, ...], tuple[Unavailable, ...]]:
+    """Split groups into those that the data can feed and those that they cannot."""
+    yes, no = [], []
+    for group in groups:
+        missing = group.missing(tables)
+        if missing:
+            no.append(Unavailable(group.name, missing))
+        else:
+            yes.append(group)
+    return tuple(yes), tuple(no)
+
+
+def by_name(groups: Sequence[FeatureGroup], names: Sequence[str], where: str) -> list[FeatureGroup]:
+    """Return the groups of the given names, in that order.
+
+    Raises
+    ------
+    ConfigError : a name is not a known group; the message offers the closest one.
+    """
+    known = {g.name: g for g in groups}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                where,
+                f'feature group "{name}" does not exist',
+                expected="one of " + ", ".join(known),
+                action=did_you_mean(name, known),
+            )
+    return [known[n] for n in names]
+
+
+def attach(
+    past: Past, groups: Sequence[FeatureGroup], entity: Entity
+) -> tuple[ir.Table, tuple[Feature, ...]]:
+    """Join the groups of one entity onto its moments, one row per moment.
+
+    Returns the table (keys, then features in the order of the groups) and what each feature means.
+
+    Raises
+    ------
+    DataError : two groups define the same feature.
+    """
+    table = past.moments(entity)
+    features: list[Feature] = []
+    for group in groups:
+        if group.entity != entity:
+            continue
+        block = group.build(past)
+        names = list(block.columns)
+        clash = set(names) & {f.name for f in features}
+        if clash:
+            raise DataError(
+                f"feature group {group.name}",
+                f"feature {sorted(clash)[0]} is already defined by another group",
+                expected="a name of its own",
+            )
+        joined = table.left_join(block.table, list(KEYS[entity]))
+        filled = {
+            name: joined[name] if fill is None else joined[name].fill_null(fill)
+            for name, (_m, _u, fill) in block.columns.items()
+        }
+        table = joined.select(*KEYS[entity], *[f.name for f in features], **filled)
+        for name, (meaning, unit, _fill) in block.columns.items():
+            features.append(
+                Feature(
+                    name,
+                    meaning,
+                    unit,
+                    group.source,
+                    group.name,
+                    entity,
+                    _kind(block.table[name].type()),
+                    group.live,
+                )
+            )
+    return table, tuple(features)
+
+
+def _kind(dtype: Any) -> str:
+    if dtype.is_boolean():
+        return "boolean"
+    if dtype.is_string():
+        return "string"
+    return "number"
+
+
+def describe(groups: Sequence[FeatureGroup], tables: Mapping[str, ir.Table]) -> tuple[Feature, ...]:
+    """List every feature the groups define, without touching a row of data."""
+    spine = ibis.table(
+        {"customer_id": "string", "offer_id": "string", "as_of": "timestamp"}, name="spine"
+    )
+    past = Past({k: _unbound(k, v) for k, v in tables.items()}, spine)
+    found: list[Feature] = []
+    for entity in KEYS:
+        found.extend(attach(past, groups, entity)[1])
+    return tuple(found)
+
+
+def _unbound(name: str, table: ir.Table) -> ir.Table:
+    return ibis.table(table.schema(), name=name)
