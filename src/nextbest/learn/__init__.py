@@ -1,0 +1,1 @@
+"""Learn: from labelled snapshots to models that can be stored, compared and served."""

@@ -1,0 +1,435 @@
+"""Training one model: snapshot, time split, fit, calibrate, test beside the baseline, log, register."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from nextbest.data import snapshots
+from nextbest.data.contract import History
+from nextbest.data.features import Feature, FeatureGroup, Unavailable
+from nextbest.data.labels import FutureValue
+from nextbest.data.snapshots import Snapshot
+from nextbest.errors import DataError, did_you_mean
+from nextbest.learn import artifact, calibration, gates, report
+from nextbest.learn.estimators import FeatureEncoder
+from nextbest.learn.metrics import (
+    Metric,
+    paired_difference,
+    probability_metrics,
+    top_share_metrics,
+    value_metrics,
+)
+from nextbest.learn.model import RFM_COLUMNS, Model, Plan
+from nextbest.learn.records import Baseline as BaselineRecord
+from nextbest.learn.records import Dataset
+from nextbest.learn.registry import Registry
+from nextbest.learn.scorer import LoadedModel
+
+Array = NDArray[np.float64]
+Progress = Callable[[str], None]
+_EXPLAINED_ROWS = 500
+_GOLDEN_ROWS = 30
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one training run found; figures are on the test slice."""
+
+    model: Model
+    plan: Plan
+    metrics: Mapping[str, Metric]
+    baseline_name: str
+    baseline_metrics: Mapping[str, Metric]
+    difference: Metric
+    verdict: str
+    counts: Mapping[str, int]
+    gates: tuple[gates.GateResult, ...]
+    left_out: Mapping[str, int]
+    unavailable: tuple[Unavailable, ...]
+    notes: tuple[str, ...]
+    importance: tuple[tuple[str, float], ...]
+    features: tuple[Feature, ...]
+    run_id: str = ""
+    version: int = 0
+
+    @property
+    def primary(self) -> str:
+        """Name of the metric that decides."""
+        return gates.PRIMARY[self.model.kind][0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain JSON types."""
+        return {
+            "model": self.model.name,
+            "version": self.version,
+            "run_id": self.run_id,
+            "metrics": {"test": {k: m.to_dict() for k, m in self.metrics.items()}},
+            "baseline": {
+                "name": self.baseline_name,
+                "metrics": {"test": {k: m.to_dict() for k, m in self.baseline_metrics.items()}},
+            },
+            "difference": {self.primary: self.difference.to_dict()},
+            "verdict": self.verdict,
+            **self.counts,
+            "left_out": dict(self.left_out),
+            "gates": [g.to_dict() for g in self.gates],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A fitted model and what its test slice gave."""
+
+    estimator: Any
+    encoder: FeatureEncoder
+    calibrator: calibration.Calibrator | None
+    metrics: Mapping[str, Metric]
+    baseline_metrics: Mapping[str, Metric]
+    difference: Metric
+    scale: float
+    counts: Mapping[str, int]
+    test: pd.DataFrame
+    train: pd.DataFrame
+    scores: pd.DataFrame
+    plots: Mapping[str, bytes]
+    notes: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(
+    model: Model,
+    plan: Plan,
+    history: History,
+    groups: Sequence[FeatureGroup],
+    registry: Registry,
+    *,
+    dataset: str,
+    seed: int = 0,
+    progress: Progress = lambda _step: None,
+) -> TrainResult:
+    """Train one model, log everything to the registry, and register a new version.
+
+    Parameters
+    ----------
+    model : the definition, named.
+    plan : when it is trained and tested.
+    history : the clean tables.
+    groups : all feature groups of the project.
+    registry : where runs and versions go.
+    dataset : name of the data, for the run's records.
+    seed : makes the same data give the same model.
+    progress : told the name of each step as it begins.
+
+    Raises
+    ------
+    DataError : the data cannot answer (no labelled rows, one class, no test rows).
+    FitError : the estimator cannot be fitted.
+    """
+    random.seed(seed)
+    progress("features and labels")
+    snapshot, fitted = (
+        _fit_value(model, plan, history, groups, seed, progress)
+        if model.kind == "clv"
+        else _fit_probability(model, plan, history, groups, seed, progress)
+    )
+    verdict = gates.in_words(*gates.PRIMARY[model.kind], fitted.difference)
+    judged = gates.judge(
+        model.kind, plan.gates, fitted.metrics, fitted.counts, fitted.difference, fitted.scale
+    )
+    with tempfile.TemporaryDirectory(prefix="nextbest-") as scratch:
+        folder = Path(scratch) / "artifact"
+        progress("store and verify")
+        stored = artifact.save(
+            folder,
+            name=model.name,
+            kind=model.kind,
+            estimator=fitted.estimator,
+            encoder=fitted.encoder,
+            calibrator=fitted.calibrator,
+            golden_rows=_golden(fitted.train[fitted.encoder.columns_], seed),
+            metadata={"label": model.label.meaning, "cut": plan.cut.isoformat()},
+        )
+        importance = _importance(stored, fitted.test, seed)
+        result = TrainResult(
+            model=model,
+            plan=plan,
+            metrics=fitted.metrics,
+            baseline_name=model.baseline.name,
+            baseline_metrics=fitted.baseline_metrics,
+            difference=fitted.difference,
+            verdict=verdict,
+            counts=fitted.counts,
+            gates=judged,
+            left_out=snapshot.left_out,
+            unavailable=snapshot.unavailable,
+            notes=fitted.notes,
+            importance=importance,
+            features=snapshot.features,
+        )
+        progress("log and register")
+        run_id = registry.log_run(
+            model.name,
+            artifact_dir=folder,
+            params={
+                "cut": plan.cut.isoformat(),
+                "seed": seed,
+                "label": model.label.meaning,
+                "estimator": type(model.estimator).__name__,
+                **fitted.params,
+            },
+            metrics={"test": fitted.metrics},
+            baseline=BaselineRecord(model.baseline.name, {"test": fitted.baseline_metrics}),
+            counts=fitted.counts,
+            files=_files(result, fitted),
+            dataset=Dataset(dataset, history.snapshot_hash(), len(snapshot.frame)),
+            input_example=fitted.test[fitted.encoder.columns_].head(5),
+            tags={"nextbest.gates": json.dumps([g.to_dict() for g in judged])},
+        )
+        version = registry.register(model.name, run_id)
+    return TrainResult(**{**vars(result), "run_id": run_id, "version": version})
+
+
+# ------------------------------------------------------------------ probabilities
+
+
+def _fit_probability(
+    model: Model,
+    plan: Plan,
+    history: History,
+    groups: Sequence[FeatureGroup],
+    seed: int,
+    progress: Progress,
+) -> tuple[Snapshot, _Fitted]:
+    used = model.groups(groups)
+    snapshot = snapshots.build(history, model.label, used, (*plan.train_as_of, *plan.test_as_of))
+    frame, columns = snapshot.frame, _columns(model, snapshot, groups)
+    split = snapshots.time_split(frame, plan.cut)
+    y = frame["label"].to_numpy()
+    for side, mask in (("training", split.train), ("test", split.test)):
+        if not 0 < y[mask].sum() < mask.sum():
+            raise DataError(
+                f"models/{model.name}.py",
+                f"the {side} side has only one outcome",
+                expected="both outcomes on both sides of the cut",
+                got=f"{int(y[mask].sum())} positives in {int(mask.sum())} rows",
+                action="Move the cut or the as-of dates in training/training.toml.",
+            )
+    encoder = FeatureEncoder().fit(frame.loc[split.train, columns])
+    X = encoder.transform(frame[columns])
+    progress("calibrate on rolling folds")
+    train_rows = frame[split.train]
+    where = np.flatnonzero(split.train)
+    blocks: list[tuple[Array, Array]] = []
+    for fit, validate in snapshots.rolling_folds(train_rows, plan.folds):
+        fold = _seeded(model.estimator, seed).fit(X[where[fit]], y[where[fit]])
+        blocks.append((y[where[validate]], fold.predict_proba(X[where[validate]])[:, 1]))
+    choice = calibration.choose_forward(blocks, model.calibration)
+    calibrator = choice.calibrator
+    progress("fit")
+    estimator = _seeded(model.estimator, seed).fit(X[split.train], y[split.train])
+    test = frame[split.test]
+    score = calibrator.apply(estimator.predict_proba(X[split.test])[:, 1])
+    base = _baseline(model, frame[split.train], y[split.train], test)
+    progress("test beside the baseline")
+    y_test = y[split.test]
+    metrics = probability_metrics(y_test, score, seed=seed)
+    baseline_metrics = probability_metrics(y_test, base, seed=seed)
+    if "future_value" in test:
+        value = test["future_value"].to_numpy()
+        share = float(y_test.mean())
+        metrics |= top_share_metrics(y_test, score, value, share=share, seed=seed)
+        baseline_metrics |= top_share_metrics(y_test, base, value, share=share, seed=seed)
+    keys = [k for k in ("customer_id", "offer_id", "as_of") if k in test]
+    return snapshot, _Fitted(
+        estimator=estimator,
+        encoder=encoder,
+        calibrator=calibrator,
+        metrics=metrics,
+        baseline_metrics=baseline_metrics,
+        difference=paired_difference("auc", y_test, score, base, seed=seed),
+        scale=1.0,
+        counts={
+            "n_train": int(split.train.sum()),
+            "n_train_positive": int(y[split.train].sum()),
+            "n_test": int(split.test.sum()),
+            "n_positive": int(y_test.sum()),
+            "n_in_gap": split.in_gap,
+            "n_features": len(columns),
+        },
+        test=test,
+        train=train_rows,
+        scores=test[keys].assign(label=y_test, score=score, baseline=base).reset_index(drop=True),
+        plots=report.probability_plots(y_test, score, base),
+        params={
+            "calibration": calibrator.kind,
+            "calibration_log_loss": json.dumps(choice.log_loss),
+            "folds": plan.folds,
+            **_params(model.estimator),
+        },
+    )
+
+
+def _columns(model: Model, snapshot: Snapshot, groups: Sequence[FeatureGroup]) -> list[str]:
+    names = [f.name for f in snapshot.features]
+    unknown = set(model.exclude) - set(names) - {g.name for g in groups}
+    if unknown:
+        raise DataError(
+            f"models/{model.name}.py",
+            f'exclude names "{min(unknown)}"',
+            expected="a feature group or a feature",
+            action=did_you_mean(min(unknown), [*names, *(g.name for g in groups)]),
+        )
+    return [n for n in names if n not in model.exclude]
+
+
+def _seeded(estimator: Any, seed: int) -> Any:
+    """Return a fresh copy with every random_state that was left open set to the seed."""
+    fresh = clone(estimator)
+    params = fresh.get_params(deep=True)
+    names = [n for n in params if n.split("__")[-1] == "random_state" and params[n] is None]
+    return fresh.set_params(**dict.fromkeys(names, seed))
+
+
+def _baseline(model: Model, train: pd.DataFrame, y: Array, test: pd.DataFrame) -> Array:
+    for need in model.baseline.needs:
+        if need not in train:
+            raise DataError(
+                f"models/{model.name}.py",
+                f'the baseline needs the feature "{need}"',
+                expected="a feature that the data can feed",
+            )
+    return model.baseline.fit(train, y).score(test)
+
+
+def _params(estimator: Any) -> dict[str, str]:
+    params = estimator.get_params(deep=True)
+    return {
+        f"estimator.{k}": str(v)[:250]
+        for k, v in params.items()
+        if isinstance(v, (int, float, str, bool)) and not k.endswith("memory")
+    }
+
+
+# ------------------------------------------------------------------ lifetime value
+
+
+def _fit_value(
+    model: Model,
+    plan: Plan,
+    history: History,
+    groups: Sequence[FeatureGroup],
+    seed: int,
+    progress: Progress,
+) -> tuple[Snapshot, _Fitted]:
+    """Fit on everybody's history up to the cut; test the forecast on the span after it."""
+    span = FutureValue(plan.evaluation_days)
+    snapshot = snapshots.build(history, span, groups, [plan.cut])
+    frame = snapshot.frame
+    rfm = frame[list(RFM_COLUMNS)]
+    progress("fit")
+    estimator = clone(model.estimator).fit(rfm)
+    progress("test beside the baseline")
+    trial = clone(model.estimator).set_params(
+        horizon_days=float(plan.evaluation_days), discount_rate_per_year=0.0
+    )
+    trial.purchase_model_, trial.spend_model_ = estimator.purchase_model_, estimator.spend_model_
+    actual = frame["label"].to_numpy()
+    predicted = trial.predict(rfm)["clv"].to_numpy()
+    bounds = trial.predict_interval(rfm, 0.9)
+    base = _baseline(model, frame, actual, frame)
+    inside = (actual >= bounds["clv_low"]) & (actual <= bounds["clv_high"])
+    metrics = dict(value_metrics(actual, predicted, seed=seed))
+    metrics["interval_coverage"] = _share(inside.to_numpy(), seed)
+    baseline_metrics = value_metrics(actual, base, seed=seed)
+    notes = (
+        f"value is {'margin' if 'margin' in history.tables['transactions'].columns else 'spend'}; "
+        f"tested undiscounted over {plan.evaluation_days} days after the cut, served discounted "
+        f"over {model.estimator.horizon_days:g} days",
+        *estimator.notes_,
+    )
+    return snapshot, _Fitted(
+        estimator=estimator,
+        encoder=FeatureEncoder().fit(rfm),
+        calibrator=None,
+        metrics=metrics,
+        baseline_metrics=baseline_metrics,
+        difference=paired_difference("mae", actual, predicted, base, seed=seed),
+        scale=baseline_metrics["mae"].value,
+        counts={"n_train": len(frame), "n_test": len(frame), "n_in_gap": 0, "n_features": 4},
+        test=frame,
+        train=frame,
+        scores=frame[["customer_id", "as_of"]].assign(
+            label=actual,
+            score=predicted,
+            baseline=base,
+            low=bounds["clv_low"],
+            high=bounds["clv_high"],
+        ),
+        plots=report.value_plots(actual, predicted),
+        notes=notes,
+        params={
+            "purchase_model": type(model.estimator.purchase_model).__name__,
+            "horizon_days": model.estimator.horizon_days,
+            "discount_rate_per_year": model.estimator.discount_rate_per_year,
+            "evaluation_days": plan.evaluation_days,
+        },
+    )
+
+
+def _share(inside: NDArray[np.bool_], seed: int) -> Metric:
+    """A share of rows with a bootstrap interval."""
+    rng = np.random.default_rng(seed)
+    value = float(inside.mean())
+    draws = rng.binomial(len(inside), value, 1_000) / len(inside)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Metric(value, float(low), float(high))
+
+
+# ------------------------------------------------------------------ what a run keeps
+
+
+def _golden(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return rows.sample(min(_GOLDEN_ROWS, len(rows)), random_state=seed).reset_index(drop=True)
+
+
+def _importance(model: LoadedModel, test: pd.DataFrame, seed: int) -> tuple[tuple[str, float], ...]:
+    if model.kind != "probability":
+        return ()
+    rows = test.sample(min(_EXPLAINED_ROWS, len(test)), random_state=seed)
+    x = model.encode(rows[list(model.columns)])
+    effects = sum((c.weight * c.contributions(x) for c in model.components), np.zeros(x.shape))
+    raw = np.zeros((len(x), len(model.columns)))
+    np.add.at(raw.T, model.raw_column_of, np.asarray(effects).T)
+    mean = np.abs(raw).mean(axis=0)
+    order = np.argsort(-mean, kind="stable")
+    return tuple((model.columns[i], float(mean[i])) for i in order if mean[i] > 0)
+
+
+def _files(result: TrainResult, fitted: _Fitted) -> dict[str, bytes | str]:
+    scores = io.BytesIO()
+    fitted.scores.to_parquet(scores, index=False)
+    meanings = {f.name: f.meaning for f in result.features}
+    importance = [{"feature": n, "mean_effect": v} for n, v in result.importance]
+    files: dict[str, bytes | str] = {
+        "test_scores.parquet": scores.getvalue(),
+        "model_card.md": report.model_card(result, meanings),
+        "importance.json": json.dumps(importance, indent=1),
+        "result.json": json.dumps(result.to_dict(), indent=1, allow_nan=False),
+        **fitted.plots,
+    }
+    if result.importance:
+        files |= report.importance_plot(result.importance)
+    return files
