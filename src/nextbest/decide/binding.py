@@ -1,0 +1,283 @@
+"""Tie catalogue, policy and the data's columns together; whatever can be wrong, is wrong here.
+
+After binding, a decision only computes; no name has to be looked up or checked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from nextbest.decide.contact import Limit, Scope
+from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, positions
+from nextbest.decide.policy import ContextWeight, Lever, Policy, Target
+from nextbest.decide.rules import (
+    STEPS,
+    Column,
+    Formula,
+    NamedRule,
+    Positions,
+    Rule,
+    compile_formula,
+    compile_rule,
+    rule_title,
+)
+from nextbest.errors import ConfigError, Fault, RuleError, did_you_mean
+
+__all__ = ["BoundPolicy", "Fates", "Retention", "bind"]
+
+# What the value step computes; an objective may name these beside the data's columns.
+VALUE_COLUMNS: Mapping[str, Column] = {
+    name: Column("number", "pair")
+    for name in ("margin", "incentive_cost", "contact_cost", "retention_value", "expected_profit")
+}
+
+OPEN = ("", "")
+CHOSEN = ("chosen", "chosen")
+INACTIVE = ("candidate", "switched off")
+OTHER_CHANNEL = ("candidate", "not on this channel")
+OTHER_PLACEMENT = ("candidate", "not for this placement")
+NOT_STARTED = ("candidate", "not started yet")
+ENDED = ("candidate", "ended")
+NOT_FALLBACK = ("fallback", "not in the fallback list")
+NO_CONSENT = ("contact_policy", "consent")
+UNKNOWN_VALUE = ("value", "unknown value")
+NOTHING_TO_GAIN = ("arbitration", "no offer is better")
+OUTRANKED = ("arbitration", "lower priority")
+SAME_GROUP = ("arbitration", "another offer of its exclusivity group")
+NO_CONTACT_LEFT = ("arbitration", "no contact left in this answer")
+
+
+@dataclass(frozen=True)
+class Fates:
+    """All that can become of an offer, as *(step, reason)*, numbered for compact arrays."""
+
+    names: tuple[tuple[str, str], ...]
+    codes: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What keeping a customer is worth: churn probability × save rate × CLV, for some offers."""
+
+    offers: npt.NDArray[np.intp]
+    save_rate: npt.NDArray[np.float64]
+    churn_probability: Formula
+    clv: Formula
+
+
+@dataclass(frozen=True)
+class BoundPolicy:
+    """A policy whose rules, targets and names are resolved against one catalogue and its data."""
+
+    policy: Policy
+    catalogue: BoundCatalogue
+    rules: tuple[NamedRule, ...]
+    limits: tuple[Limit, ...]
+    groups: Mapping[Scope, npt.NDArray[np.int64]]
+    objective: Formula
+    retention: Retention | None
+    levers: tuple[tuple[Lever, Positions], ...]
+    context_weights: tuple[tuple[ContextWeight, Rule, Positions], ...]
+    consent_columns: Mapping[str, str | None]
+    fallback: npt.NDArray[np.intp]
+    by_id: npt.NDArray[np.intp]
+    fates: Fates
+
+
+def bind(
+    catalogue: Catalogue, policy: Policy, columns: Mapping[str, Column]
+) -> tuple[BoundCatalogue, BoundPolicy]:
+    """Check catalogue and policy against each other and the data's columns, and compile them.
+
+    Parameters
+    ----------
+    columns: the data's columns by name, as `Audience.known_columns` gives them.
+
+    Raises
+    ------
+    ConfigError: unknown columns, wrong types, names of offers or channels that do not exist (all
+        faults of both files at once).
+    """
+    faults = [
+        Fault(f"{policy.where}: [context]", f'"{name}" is also a column', "a name of its own")
+        for name in columns.keys() & policy.context_columns.keys()
+    ]
+    known = {**columns, **policy.context_columns}
+    bound = None
+    try:
+        bound = catalogue.bind(known)
+    except ConfigError as wrong:
+        faults += wrong.faults
+    binding = _Binding(catalogue, policy, {**known, **catalogue.own_columns()})
+    parts = binding.parts()
+    faults += binding.faults
+    if faults or bound is None:
+        raise ConfigError(faults=list(dict.fromkeys(faults)))
+    fates = _fates([*parts["rules"], *bound.rules], parts["limits"])
+    return bound, BoundPolicy(policy=policy, catalogue=bound, fates=fates, **parts)
+
+
+def _fates(rules: Sequence[NamedRule], limits: Sequence[Limit]) -> Fates:
+    names = [OPEN, INACTIVE, OTHER_CHANNEL, OTHER_PLACEMENT, NOT_STARTED, ENDED, NOT_FALLBACK]
+    names += [(rule.step, rule.name) for step in STEPS for rule in rules if rule.step == step]
+    names += [NO_CONSENT, *(("contact_policy", limit.name) for limit in limits)]
+    names += [UNKNOWN_VALUE, NOTHING_TO_GAIN, OUTRANKED, SAME_GROUP, NO_CONTACT_LEFT, CHOSEN]
+    unique = tuple(dict.fromkeys(names))
+    return Fates(unique, {name: code for code, name in enumerate(unique)})
+
+
+def _groups(values: Sequence[str | None]) -> npt.NDArray[np.int64]:
+    """Number the groups; offers in no group get -1."""
+    codes = {name: i for i, name in enumerate(dict.fromkeys(v for v in values if v is not None))}
+    return np.array([-1 if v is None else codes[v] for v in values], dtype=np.int64)
+
+
+class _Binding:
+    """Resolves one policy, collecting faults instead of stopping at the first."""
+
+    def __init__(self, catalogue: Catalogue, policy: Policy, columns: Mapping[str, Column]) -> None:
+        self.catalogue = catalogue
+        self.policy = policy
+        self.columns = columns
+        self.tables = policy.tables
+        self.faults: list[Fault] = []
+
+    def parts(self) -> dict[str, Any]:
+        offers = self.catalogue.offers
+        self._offer_channels()
+        groups: dict[Scope, npt.NDArray[np.int64]] = {
+            "category": _groups([offer.category for offer in offers]),
+            "exclusivity_group": _groups([offer.exclusivity_group for offer in offers]),
+        }
+        return {
+            "rules": self._rules(),
+            "limits": self.tables.limits(),
+            "groups": groups,
+            "objective": self._formula("objective", {**self.columns, **VALUE_COLUMNS}),
+            "retention": self._retention(),
+            "levers": tuple(
+                (lever, self._target(lever, f"[levers] number {i}"))
+                for i, lever in enumerate(self.tables.levers, 1)
+            ),
+            "context_weights": self._context_weights(),
+            "consent_columns": {name: self._consent_column(name) for name in self.tables.channels},
+            "fallback": self._fallback(),
+            "by_id": np.argsort(np.array(self.catalogue.offer_ids, dtype=object), kind="stable"),
+        }
+
+    def _fault(self, section: str, problem: str, expected: str, hint: str = "") -> None:
+        self.faults.append(Fault(f"{self.policy.where}: {section}", problem, expected, action=hint))
+
+    def _offer_channels(self) -> None:
+        channels = self.tables.channels
+        for offer in self.catalogue.offers:
+            for name in offer.channels:
+                if name not in channels:
+                    where = self.catalogue.place(offer, "channels")
+                    hint = did_you_mean(name, channels)
+                    expected = f"one under [channels] in {self.policy.where}"
+                    self.faults.append(Fault(where, f'names channel "{name}"', expected, "", hint))
+
+    def _rules(self) -> tuple[NamedRule, ...]:
+        rules = []
+        for step in STEPS:
+            for name, text in getattr(self.tables, step).items():
+                where = f"{self.policy.where}: [{step}]"
+                rule = self._rule(text, where, rule_title(step, name))
+                if rule is not None:
+                    rules.append(NamedRule(step, name, rule, slice(None)))
+        return tuple(rules)
+
+    def _rule(self, text: str, where: str, name: str) -> Rule | None:
+        try:
+            return compile_rule(text, self.columns, where=where, name=name)
+        except RuleError as wrong:
+            self.faults += wrong.faults
+            return None
+
+    def _formula(self, name: str, columns: Mapping[str, Column]) -> Formula | None:
+        text = getattr(self.tables.arbitration, name)
+        try:
+            where = f"{self.policy.where}: [arbitration]"
+            return compile_formula(text, columns, where=where, name=name)
+        except RuleError as wrong:
+            self.faults += wrong.faults
+            return None
+
+    def _retention(self) -> Retention | None:
+        rates = {
+            i: offer.save_rate
+            for i, offer in enumerate(self.catalogue.offers)
+            if offer.goal == "retain" and offer.save_rate is not None
+        }
+        if not rates:
+            return None
+        churn = self._formula("churn_probability", self.columns)
+        clv = self._formula("clv", self.columns)
+        if churn is None or clv is None:
+            return None
+        save_rate = np.array(list(rates.values()), dtype=np.float64)
+        return Retention(np.array(list(rates), dtype=np.intp), save_rate, churn, clv)
+
+    def _target(self, target: Target, section: str) -> Positions:
+        given = target.targets()
+        offers = self.catalogue.offers
+        if not given:
+            return slice(None)
+        ((field, value),) = given
+        attribute = "id" if field == "offer" else field
+        members = [i for i, offer in enumerate(offers) if getattr(offer, attribute) == value]
+        if not members:
+            known = [str(getattr(offer, attribute)) for offer in offers]
+            known += get_args(Goal) if field == "goal" else ()
+            expected = f"the {attribute} of an offer in {self.catalogue.where}"
+            self._fault(section, f'names {field} "{value}"', expected, did_you_mean(value, known))
+        return positions(members, len(offers))
+
+    def _context_weights(self) -> tuple[tuple[ContextWeight, Rule, Positions], ...]:
+        weights = []
+        for number, weight in enumerate(self.tables.context_weights, 1):
+            section = f"[context_weights] number {number}"
+            target = self._target(weight, section)
+            rule = self._rule(weight.when, f"{self.policy.where}: {section}", "when")
+            if rule is not None:
+                weights.append((weight, rule, target))
+        return tuple(weights)
+
+    def _consent_column(self, channel: str) -> str | None:
+        """The column that holds consent; None where none is needed, or the data have none."""
+        rule = self.tables.channels[channel]
+        if not rule.consent_required:
+            return None
+        name = rule.consent_column or f"consent_{channel}"
+        column = self.columns.get(name)
+        if column is None and rule.consent_column is None:
+            return None
+        fits = column is not None and column.source == "customer"
+        if column is None or not fits or column.type not in ("boolean", "number"):
+            self._fault(
+                f"[channels.{channel}]",
+                f'names consent column "{name}"',
+                "a known boolean column of customers",
+                did_you_mean(name, self.columns),
+            )
+            return None
+        return name
+
+    def _fallback(self) -> npt.NDArray[np.intp]:
+        ids = self.catalogue.offer_ids
+        members = []
+        for name in dict.fromkeys(self.tables.fallback.offers):
+            if name in ids:
+                members.append(ids.index(name))
+            else:
+                expected = f"the id of an offer in {self.catalogue.where}"
+                self._fault(
+                    "[fallback]", f'names offer "{name}"', expected, did_you_mean(name, ids)
+                )
+        return np.array(members, dtype=np.intp)

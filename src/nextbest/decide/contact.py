@@ -1,0 +1,303 @@
+"""The contact policy: consent, caps, cool-offs and mutual exclusion, counted from past contacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from nextbest.decide.nullable import as_column
+from nextbest.errors import DataError, did_you_mean
+
+__all__ = [
+    "KINDS",
+    "ContactHistory",
+    "Counts",
+    "Kind",
+    "Limit",
+    "Scope",
+    "consent",
+    "count",
+    "reason",
+]
+
+Kind = Literal["contact", "acceptance", "refusal", "purchase"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Scope = Literal["customer", "channel", "offer", "category", "exclusivity_group"]
+
+Ints = npt.NDArray[np.int64]
+Times = npt.NDArray[np.datetime64]
+Mask = npt.NDArray[np.bool_]
+
+_MICROSECONDS_PER_DAY = 86_400_000_000
+_PLURAL: Mapping[Kind, str] = {
+    "contact": "contacts",
+    "acceptance": "acceptances",
+    "refusal": "refusals",
+    "purchase": "purchases",
+}
+_ABOUT: Mapping[Scope, str] = {
+    "customer": "",
+    "channel": "",
+    "offer": " with this offer",
+    "category": " with offers of this category",
+    "exclusivity_group": " with offers of this group",
+}
+
+
+@dataclass(frozen=True)
+class ContactHistory:
+    """What happened between us and the customers so far, one row per event, sorted by customer.
+
+    Parameters
+    ----------
+    customer: row of the customer in the audience.
+    offer: position of the offer in the catalogue; -1 for none, or one no longer in it.
+    channel: position in ``channels``; -1 for none.
+    time: when it happened, datetime64[us] in UTC.
+    kind: position in ("contact", "acceptance", "refusal", "purchase").
+    channels: names of the channels.
+    """
+
+    customer: Ints
+    offer: Ints
+    channel: Ints
+    time: Times
+    kind: Ints
+    channels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        rows = len(self.customer)
+        if any(len(c) != rows for c in (self.offer, self.channel, self.time, self.kind)):
+            raise DataError("contact history", "the columns differ in length")
+        if rows and np.any(self.customer[1:] < self.customer[:-1]):
+            raise DataError("contact history", "rows are out of order", expected="by customer")
+
+    @classmethod
+    def empty(cls) -> ContactHistory:
+        """A history in which nothing has happened."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(none, none, none, np.empty(0, dtype="datetime64[us]"), none, ())
+
+    @classmethod
+    def build(
+        cls,
+        customer_ids: Sequence[str],
+        offer_ids: Sequence[str],
+        *,
+        customer_id: Sequence[str],
+        offer_id: Sequence[str | None],
+        channel: Sequence[str | None],
+        time: npt.ArrayLike,
+        kind: Sequence[str],
+    ) -> ContactHistory:
+        """Build a history from ids; events of customers outside the audience are left out.
+
+        Parameters
+        ----------
+        customer_ids: ids of the audience, in its order.
+        offer_ids: ids of the catalogue, in its order.
+        customer_id, offer_id, channel, time, kind: one entry per event; offer and channel may be
+            None (a purchase has neither); times are UTC.
+
+        Raises
+        ------
+        DataError: a kind of event that we do not know.
+        """
+        rows = {c: i for i, c in enumerate(customer_ids)}
+        offers = {o: i for i, o in enumerate(offer_ids)}
+        channels = tuple(sorted({c for c in channel if c is not None}))
+        codes = {c: i for i, c in enumerate(channels)}
+        kinds = {k: i for i, k in enumerate(KINDS)}
+        for name in dict.fromkeys(kind):
+            if name not in kinds:
+                raise DataError(
+                    "contact history",
+                    f'kind "{name}" is unknown',
+                    expected="one of " + ", ".join(KINDS),
+                    action=did_you_mean(name, KINDS),
+                )
+
+        def coded(values: Sequence[Any], known: Mapping[Any, int]) -> Ints:
+            return np.fromiter((known.get(v, -1) for v in values), dtype=np.int64)
+
+        customer = coded(customer_id, rows)
+        order = np.argsort(customer, kind="stable")
+        order = order[np.searchsorted(customer[order], 0) :]
+        return cls(
+            customer[order],
+            coded(offer_id, offers)[order],
+            coded(channel, codes)[order],
+            np.asarray(time, dtype="datetime64[us]")[order],
+            coded(kind, kinds)[order],
+            channels,
+        )
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> ContactHistory:
+        """Keep the events of some customers, renumbered in the order given."""
+        starts = np.searchsorted(self.customer, rows, side="left")
+        ends = np.searchsorted(self.customer, rows, side="right")
+        sizes = ends - starts
+        customer = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        first = np.repeat(starts - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+        at = first + np.arange(len(customer))
+        return ContactHistory(
+            customer, self.offer[at], self.channel[at], self.time[at], self.kind[at], self.channels
+        )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most ``at_most`` events of a kind within ``days``, counted within a scope.
+
+    Caps, cool-offs (at most none) and mutual exclusion (at most none of the *other* offers of the
+    group) are all limits; ``form`` says which, for the reason that a customer's trace shows.
+    """
+
+    name: str
+    form: Literal["cap", "cool_off", "exclusion"]
+    kind: Kind
+    days: float
+    at_most: int
+    scope: Scope
+    channels: frozenset[str]
+
+    def applies_to(self, channel: str) -> bool:
+        """Say whether decisions on this channel are subject to the limit."""
+        return not self.channels or channel in self.channels
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Events that a limit counts: per customer and pool, and which pool each offer falls in.
+
+    Parameters
+    ----------
+    counted: customers × pools.
+    pool: pool of each offer; -1 where the limit does not concern the offer.
+    own: customers × offers, events of the offer itself, for mutual exclusion only.
+    """
+
+    limit: Limit
+    counted: Ints
+    pool: Ints
+    own: Ints | None
+
+    def per_offer(self) -> Ints:
+        """Events that count against each offer: customers × offers."""
+        counts = self.counted[:, self.pool]
+        if self.own is not None:
+            counts = counts - self.own
+        return np.where(self.pool >= 0, counts, 0)
+
+    def reached(self) -> Mask:
+        """Where the limit keeps an offer back: customers × offers."""
+        allowed = self.limit.at_most - 1 if self.limit.form == "cap" else 0
+        return (self.per_offer() > allowed) & (self.pool >= 0)
+
+    def left(self) -> Ints:
+        """How many more contacts the limit allows: customers × pools."""
+        return np.maximum(self.limit.at_most - self.counted, 0)
+
+
+def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
+    if limit.scope in ("customer", "channel"):
+        return np.zeros(n_offers, dtype=np.int64)
+    if limit.scope == "offer":
+        return np.arange(n_offers, dtype=np.int64)
+    return groups[limit.scope]
+
+
+def _counted_events(
+    limit: Limit, history: ContactHistory, channel: str, decided_at: np.datetime64
+) -> npt.NDArray[np.intp]:
+    """Events of the limit's kind within its days; the window is open at its start."""
+    since = decided_at - np.timedelta64(round(limit.days * _MICROSECONDS_PER_DAY), "us")
+    found = (history.time > since) & (history.time <= decided_at)
+    found &= history.kind == KINDS.index(limit.kind)
+    wanted = {channel} if limit.scope == "channel" else limit.channels
+    if wanted:
+        named = [history.channel == i for i, c in enumerate(history.channels) if c in wanted]
+        found &= np.logical_or.reduce(named) if named else False
+    return np.flatnonzero(found)
+
+
+def count(
+    limits: Sequence[Limit],
+    history: ContactHistory,
+    groups: Mapping[Scope, Ints],
+    *,
+    n_customers: int,
+    n_offers: int,
+    channel: str,
+    decided_at: np.datetime64,
+) -> Iterator[Counts]:
+    """Count past events against each limit that applies to this channel.
+
+    Parameters
+    ----------
+    groups: for "category" and "exclusivity_group", the group of each offer (-1 for none).
+    """
+    for limit in limits:
+        if not limit.applies_to(channel):
+            continue
+        pool = _pools(limit, groups, n_offers)
+        n_pools = int(pool.max(initial=-1)) + 1
+        events = _counted_events(limit, history, channel, decided_at)
+        customer, offer = history.customer[events], history.offer[events]
+        if limit.scope in ("customer", "channel"):
+            at = np.zeros(len(events), dtype=np.int64)
+        else:
+            at = np.where(offer >= 0, pool[offer], -1)
+        inside = at >= 0
+        counted = _tally(customer[inside], at[inside], n_customers, n_pools)
+        own = None
+        if limit.form == "exclusion":
+            named = offer >= 0
+            own = _tally(customer[named], offer[named], n_customers, n_offers)
+        yield Counts(limit, counted, pool, own)
+
+
+def _tally(customer: Ints, at: Ints, n_customers: int, n_pools: int) -> Ints:
+    if not len(customer):
+        return np.zeros((n_customers, max(n_pools, 1)), dtype=np.int64)
+    cells = np.bincount(customer * n_pools + at, minlength=n_customers * n_pools)
+    return cells.reshape(n_customers, n_pools).astype(np.int64)
+
+
+def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask:
+    """Say who may be contacted on a channel that needs consent.
+
+    Parameters
+    ----------
+    column: the consent column (boolean, or 0/1, with None/NaN for unknown); None if there is none.
+    unknown_allowed: what an unknown consent counts as.
+    """
+    if column is None:
+        return np.full(n_customers, unknown_allowed)
+    given, refused = as_column("boolean", column)
+    allowed: Mask = ~refused if unknown_allowed else given
+    return allowed
+
+
+def reason(counts: Counts, customer: int, offer: int, channel: str) -> str:
+    """Say in words how a limit stands for one customer and offer."""
+    limit = counts.limit
+    number = int(counts.per_offer()[customer, offer])
+    one, many = limit.kind, _PLURAL[limit.kind]
+    about = _ABOUT[limit.scope]
+    if limit.form == "exclusion":
+        about = " with other offers of this group"
+    if limit.scope == "channel":
+        about = f" by {channel}"
+    elif limit.channels:
+        about += " by " + " or ".join(sorted(limit.channels))
+    days = f"{limit.days:g} days"
+    if limit.form == "cap":
+        return f"{number} of {limit.at_most} {many}{about} in {days}"
+    if not number:
+        return f"no {one}{about} in {days}"
+    return f"{number} {one if number == 1 else many}{about} in {days}, and {days} to wait after one"

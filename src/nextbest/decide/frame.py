@@ -1,0 +1,186 @@
+"""The arguments of a decision, and how its expressions read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nextbest.decide.binding import BoundPolicy
+from nextbest.decide.contact import ContactHistory
+from nextbest.decide.offers import BoundCatalogue
+from nextbest.decide.rules import Column, ColumnType, Lookup, Positions
+from nextbest.errors import DataError, UsageError
+
+__all__ = ["Audience", "Frame", "Situation", "stamp", "utc"]
+
+
+def utc(moment: datetime) -> datetime:
+    """Return the moment as aware UTC; a naive time is taken to be UTC already."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def stamp(moment: datetime) -> np.datetime64:
+    """Return the moment as numpy holds times: datetime64[us] in UTC."""
+    return np.datetime64(utc(moment).replace(tzinfo=None), "us")
+
+
+def _type_of(values: Any) -> ColumnType:
+    array = np.asarray(values)
+    kind = array.dtype.kind
+    if kind in "fiu":
+        return "number"
+    if kind == "b":
+        return "boolean"
+    if kind == "M":
+        return "timestamp"
+    # Booleans with gaps arrive as objects; the first value that is there tells them from texts.
+    first = next((v for v in array.flat if v is not None), None) if kind == "O" else None
+    return "boolean" if isinstance(first, bool) else "string"
+
+
+@dataclass(frozen=True)
+class Audience:
+    """The customers to decide for, and all that is known about them.
+
+    Parameters
+    ----------
+    customer_ids: n ids.
+    known: (n,) booleans; False for customers without a profile, who get the fallback policy.
+    columns: features and scores by name, each (n,): float64 (NaN unknown), or objects for texts
+        (None unknown), booleans, or datetime64 in UTC.
+    pair_columns: customer × offer features by name, each (n, m) float64.
+    propensity: (n, m) calibrated probabilities of response, offers in catalogue order.
+    offer_columns: offer features from the data by name, each (m,).
+    contacts: what happened between us and these customers so far.
+    as_of: when the profiles were computed (UTC); None if unknown.
+    versions: versions of models, profiles and bundle, passed through to the trace.
+    """
+
+    customer_ids: Sequence[str]
+    known: npt.NDArray[np.bool_]
+    columns: Mapping[str, npt.NDArray[Any]]
+    pair_columns: Mapping[str, npt.NDArray[np.float64]]
+    propensity: npt.NDArray[np.float64]
+    offer_columns: Mapping[str, npt.NDArray[Any]]
+    contacts: ContactHistory
+    as_of: datetime | None = None
+    versions: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> Audience:
+        """Keep some customers, in the order given."""
+        at = np.asarray(rows, dtype=np.intp)
+        return Audience(
+            [self.customer_ids[i] for i in at],
+            self.known[at],
+            {name: values[at] for name, values in self.columns.items()},
+            {name: values[at] for name, values in self.pair_columns.items()},
+            self.propensity[at],
+            self.offer_columns,
+            self.contacts.take(at),
+            self.as_of,
+            self.versions,
+        )
+
+    def known_columns(self) -> dict[str, Column]:
+        """Columns that rules may name, for `binding.bind`."""
+        return {
+            **{name: Column(_type_of(v), "customer") for name, v in self.columns.items()},
+            **{name: Column(_type_of(v), "pair") for name, v in self.pair_columns.items()},
+            **{name: Column(_type_of(v), "offer") for name, v in self.offer_columns.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where and when the offers will be shown.
+
+    ``decided_at`` is aware UTC (a naive time is taken as UTC); ``context`` is what the caller tells
+    about the moment, by the names that the policy declares; ``limit`` is the number of slots.
+    """
+
+    channel: str
+    decided_at: datetime
+    placement: str | None = None
+    context: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    limit: int = 1
+
+
+class Frame:
+    """The values of every column, shaped to broadcast over customers × offers."""
+
+    def __init__(
+        self, audience: Audience, catalogue: BoundCatalogue, policy: BoundPolicy, at: Situation
+    ) -> None:
+        self._columns = {**catalogue.columns, **policy.policy.context_columns}
+        self._customers = audience.columns
+        self._pairs = {**audience.pair_columns, "propensity": audience.propensity}
+        self._offers = {**audience.offer_columns, **catalogue.own_values}
+        self._context = _context(policy, at)
+
+    def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Make what has been computed so far available by name, over the data's columns."""
+        self._pairs.update(columns)
+        self._columns.update(dict.fromkeys(columns, Column("number", "pair")))
+
+    def lookup(self, offers: Positions) -> Lookup:
+        """Return a function from column name to values for some offers."""
+
+        def get(name: str) -> Any:
+            column = self._columns[name]
+            try:
+                if column.source == "customer":
+                    return self._customers[name][:, None]
+                if column.source == "pair":
+                    pairs = self._pairs[name]
+                    return pairs[:, offers] if isinstance(offers, slice) else pairs.take(offers, 1)
+                if column.source == "offer":
+                    return self._offers[name][None, offers]
+            except KeyError:
+                raise DataError(
+                    "audience", f'column "{name}" is missing', action="A rule names it."
+                ) from None
+            return self._context[name] if column.source == "context" else column.value
+
+        return get
+
+
+def _context(policy: BoundPolicy, at: Situation) -> dict[str, Any]:
+    """Context values by name; what the caller does not tell is unknown."""
+    values: dict[str, Any] = {
+        "channel": at.channel,
+        "placement": at.placement,
+        "decided_at": stamp(at.decided_at),
+    }
+    for name, kind in policy.policy.tables.context.items():
+        value: Any = at.context.get(name)
+        if kind == "timestamp" and isinstance(value, str):
+            value = _timestamp(name, value)
+        elif value is not None and not _fits(value, kind):
+            raise UsageError(
+                f'context "{name}"', "the value does not fit", expected=f"a {kind}", got=repr(value)
+            )
+        if value is None and kind in ("number", "timestamp"):
+            value = np.nan if kind == "number" else np.datetime64("NaT", "us")
+        values[name] = value
+    return values
+
+
+def _fits(value: Any, kind: ColumnType) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    return isinstance(value, int | float if kind == "number" else str) and kind != "boolean"
+
+
+def _timestamp(name: str, text: str) -> np.datetime64:
+    try:
+        return stamp(datetime.fromisoformat(text))
+    except ValueError:
+        expected = "a time such as 2017-12-24T05:00:00Z"
+        raise UsageError(
+            f'context "{name}"', "the value does not fit", expected=expected, got=repr(text)
+        ) from None

@@ -1,0 +1,328 @@
+"""The policy: who may be contacted how often, and how offers compete."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nextbest.decide.contact import Kind, Limit, Scope
+from nextbest.decide.offers import Catalogue, Goal, Identifier
+from nextbest.decide.rules import (
+    STEPS,
+    Column,
+    ColumnType,
+    named_rules,
+    rule_faults,
+    text_faults,
+)
+from nextbest.decide.tomlfile import (
+    Table,
+    check_table,
+    content_hash,
+    instant,
+    place,
+    read_toml,
+    time_zone,
+)
+from nextbest.errors import ConfigError, Fault, did_you_mean
+
+__all__ = ["ContextWeight", "Lever", "Policy", "load_serving"]
+
+# Columns that every decision has, whatever the policy declares.
+SITUATION_COLUMNS: Mapping[str, Column] = {
+    "channel": Column("string", "context"),
+    "placement": Column("string", "context"),
+    "decided_at": Column("timestamp", "context"),
+}
+
+Days = Annotated[float, Field(gt=0, le=36_500)]
+Multiplier = Annotated[float, Field(gt=0, le=1000)]
+Names = Annotated[tuple[Identifier, ...], Field(strict=False)]
+
+
+class Clock(Table):
+    """Which moment decisions are made for, when it is not now."""
+
+    decide_as_of: datetime | None = None
+
+
+class ProfilePolicy(Table):
+    """How old a customer's profile may be before decisions that use it are flagged."""
+
+    freshness_limit_days: Days | None = None
+
+
+class Channel(Table):
+    """A channel, and the consent that it needs."""
+
+    consent_required: bool = True
+    consent_column: str | None = None
+    unknown_consent: Literal["refuse", "allow"] = "refuse"
+
+
+class Cap(Table):
+    """At most so many events within so many days."""
+
+    name: Identifier
+    at_most: int = Field(ge=1, le=1_000_000)
+    days: Days
+    per: Scope = "customer"
+    counts: Kind = "contact"
+    channels: Names = ()
+
+
+class CoolOff(Table):
+    """A pause after something happened."""
+
+    name: Identifier
+    after: Kind
+    days: Days
+    per: Scope = "customer"
+    channels: Names = ()
+
+
+class Exclusion(Table):
+    """While one offer of an exclusivity group is fresh, the others of the group wait."""
+
+    name: Identifier
+    days: Days
+    after: Literal["contact", "acceptance"] = "contact"
+    channels: Names = ()
+
+
+class ContactPolicy(Table):
+    """All limits on contacts."""
+
+    caps: tuple[Cap, ...] = Field(default=(), strict=False)
+    cool_offs: tuple[CoolOff, ...] = Field(default=(), strict=False)
+    exclusions: tuple[Exclusion, ...] = Field(default=(), strict=False)
+
+
+class Arbitration(Table):
+    """What offers compete on, and the scores that the retention term uses."""
+
+    objective: str = "expected_profit"
+    churn_probability: str = "churn_probability"
+    clv: str = "clv"
+
+
+class Target(Table):
+    """Which offers something is for: one offer, one category, one goal, or all."""
+
+    offer: Identifier | None = None
+    category: Identifier | None = None
+    goal: Goal | None = None
+
+    def targets(self) -> list[tuple[str, str]]:
+        """Pairs of field and value that are given."""
+        pairs = (("offer", self.offer), ("category", self.category), ("goal", self.goal))
+        return [(field, value) for field, value in pairs if value is not None]
+
+
+class Lever(Target):
+    """A marketer's multiplier on some offers' priority, for a limited time, with its reason."""
+
+    multiplier: Multiplier
+    until: datetime
+    reason: str = Field(min_length=1)
+
+
+class ContextWeight(Target):
+    """A multiplier on priority where a condition holds."""
+
+    name: Identifier
+    when: str
+    multiplier: Multiplier
+
+
+class Fallback(Table):
+    """What customers get of whom we know nothing, best first."""
+
+    offers: Names = ()
+
+
+class PolicyTables(Table):
+    """The whole file."""
+
+    timezone: str = "UTC"
+    clock: Clock = Clock()
+    profiles: ProfilePolicy = ProfilePolicy()
+    context: dict[str, ColumnType] = Field(default_factory=dict)
+    channels: dict[str, Channel] = Field(min_length=1, description="at least one [channels.NAME]")
+    eligibility: dict[str, str] = Field(default_factory=dict)
+    applicability: dict[str, str] = Field(default_factory=dict)
+    suitability: dict[str, str] = Field(default_factory=dict)
+    contact: ContactPolicy = ContactPolicy()
+    arbitration: Arbitration = Arbitration()
+    levers: tuple[Lever, ...] = Field(default=(), strict=False)
+    context_weights: tuple[ContextWeight, ...] = Field(default=(), strict=False)
+    fallback: Fallback = Fallback()
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""
+        caps = (
+            Limit(c.name, "cap", c.counts, c.days, c.at_most, c.per, frozenset(c.channels))
+            for c in self.contact.caps
+        )
+        cool_offs = (
+            Limit(c.name, "cool_off", c.after, c.days, 0, c.per, frozenset(c.channels))
+            for c in self.contact.cool_offs
+        )
+        exclusions = (
+            Limit(
+                e.name, "exclusion", e.after, e.days, 0, "exclusivity_group", frozenset(e.channels)
+            )
+            for e in self.contact.exclusions
+        )
+        return (*caps, *cool_offs, *exclusions)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The checked policy file."""
+
+    where: str
+    tables: PolicyTables
+    content_hash: str
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read and check ``policy.toml``.
+
+        Raises
+        ------
+        ConfigError: the file is missing or broken, or anything in it is wrong (all faults at once).
+        """
+        return cls.from_dict(read_toml(path), place(path))
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "policy") -> Policy:
+        """Check a policy given as TOML would hold it; errors as in `load`."""
+        faults: list[Fault] = []
+        prepared = _prepare(raw, where, faults)
+        wrong_sections: set[str] = set()
+
+        def place_of(section: str) -> str:
+            wrong_sections.add(section)
+            return where
+
+        tables, wrong = check_table(PolicyTables, prepared, place_of)
+        faults += [*wrong, *_form_faults(prepared, lambda step: f"{where}: [{step}]")]
+        # What is wrong in one section does not hide what makes no sense in another.
+        sound = {k: v for k, v in prepared.items() if k not in wrong_sections}
+        rest = tables or check_table(PolicyTables, sound, place_of)[0]
+        if rest is not None:
+            faults += _sense_faults(rest, where)
+        if tables is None or faults:
+            raise ConfigError(faults=list(dict.fromkeys(faults)))
+        return cls(where, tables, content_hash(tables.model_dump(mode="json")))
+
+    @property
+    def decide_as_of(self) -> datetime | None:
+        """The moment that decisions are made for (UTC); None means now."""
+        return self.tables.clock.decide_as_of
+
+    @property
+    def context_columns(self) -> dict[str, Column]:
+        """Columns that the caller of a decision may give, and those that every decision has."""
+        declared = {name: Column(t, "context") for name, t in self.tables.context.items()}
+        return {**declared, **SITUATION_COLUMNS}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _prepare(raw: Mapping[str, Any], where: str, faults: list[Fault]) -> dict[str, Any]:
+    """Give dates their instants and single rules their names, before types are checked."""
+    prepared = copy.deepcopy(dict(raw))
+    try:
+        zone = time_zone(prepared.get("timezone", "UTC"), where)
+    except ConfigError as wrong:
+        faults += wrong.faults
+        prepared["timezone"] = "UTC"
+        zone = time_zone("UTC", where)
+    clock = _table(prepared.get("clock"))
+    if "decide_as_of" in clock:
+        clock["decide_as_of"] = instant(clock["decide_as_of"], zone)
+    for lever in _list(prepared.get("levers")):
+        if "until" in _table(lever):
+            lever["until"] = instant(lever["until"], zone, end=True)
+    for step in STEPS:
+        if step in prepared:
+            prepared[step] = named_rules(prepared[step], step)
+    return prepared
+
+
+def _form_faults(raw: Mapping[str, Any], where: Callable[[str], str]) -> list[Fault]:
+    faults = rule_faults(raw, where)
+    for name, text in _table(raw.get("arbitration")).items():
+        faults += text_faults(text, where("arbitration"), name)
+    for number, weight in enumerate(_list(raw.get("context_weights")), 1):
+        spot = f"{where('context_weights')} number {number}"
+        faults += text_faults(_table(weight).get("when"), spot, "when")
+    return faults
+
+
+def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
+    """What no single field shows: names used once, channels that exist, targets that are clear."""
+    faults = []
+    names = ["consent"]
+    for limit in tables.limits():
+        spot = f'{where}: [contact] "{limit.name}"'
+        if limit.name in names:
+            got = "the engine's own" if limit.name == "consent" else "used before"
+            faults.append(Fault(spot, "the name is taken", "a name of its own", got))
+        names.append(limit.name)
+        for channel in sorted(limit.channels - tables.channels.keys()):
+            hint = did_you_mean(channel, tables.channels)
+            faults.append(
+                Fault(spot, f'names channel "{channel}"', "one under [channels]", "", hint)
+            )
+        if limit.kind == "purchase" and limit.scope != "customer":
+            expected = 'per = "customer"'
+            faults.append(
+                Fault(spot, "a purchase belongs to no offer or channel", expected, limit.scope)
+            )
+    for kind, targets in (("levers", tables.levers), ("context_weights", tables.context_weights)):
+        for number, target in enumerate(targets, 1):
+            given = [field for field, _ in target.targets()]
+            if len(given) > 1 or (kind == "levers" and not given):
+                expected = "exactly one of offer, category, goal"
+                spot = f"{where}: [{kind}] number {number}"
+                got = " and ".join(given) or "none"
+                faults.append(Fault(spot, "the target is not clear", expected, got))
+    for name in tables.context.keys() & SITUATION_COLUMNS.keys():
+        what = f'"{name}" is always there'
+        faults.append(Fault(f"{where}: [context]", what, "left out"))
+    return faults
+
+
+def load_serving(directory: Path) -> tuple[Catalogue, Policy]:
+    """Load ``offers.toml`` and ``policy.toml``; the faults of both files are reported together.
+
+    Raises
+    ------
+    ConfigError: anything in either file is wrong.
+    """
+    faults: list[Fault] = []
+    loaded: list[Any] = []
+    for load, name in ((Catalogue.load, "offers.toml"), (Policy.load, "policy.toml")):
+        try:
+            loaded.append(load(directory / name))
+        except ConfigError as wrong:
+            faults += wrong.faults
+    if faults:
+        raise ConfigError(faults=faults)
+    catalogue, policy = loaded
+    return catalogue, policy

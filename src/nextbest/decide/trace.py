@@ -1,0 +1,430 @@
+"""Say what became of every offer, and why: answer, trace, funnel and the batch table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nextbest.decide import binding as b
+from nextbest.decide import contact
+from nextbest.decide.frame import Frame, stamp, utc
+from nextbest.decide.rules import STEPS, Positions
+
+if TYPE_CHECKING:
+    from nextbest.decide.engine import Decisions
+
+__all__ = ["answer", "funnel", "table", "trace"]
+
+_WORDS = {
+    b.INACTIVE: "it is switched off",
+    b.OTHER_CHANNEL: "it is not offered on this channel",
+    b.OTHER_PLACEMENT: "it is not offered at this placement",
+    b.NOT_STARTED: "it has not started yet",
+    b.ENDED: "it has ended",
+    b.NOT_FALLBACK: "nothing is known about the customer, and it is not in the fallback list",
+    b.SAME_GROUP: "another offer of its exclusivity group is in the answer",
+    b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
+}
+
+
+def _time(moment: datetime) -> str:
+    return utc(moment).isoformat().replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """One value as JSON can hold it: unknown becomes None, times ISO 8601 in UTC."""
+    item = np.asarray(value).item() if not isinstance(value, str) else value
+    if isinstance(item, datetime):
+        return _time(item)
+    if isinstance(item, float) and not np.isfinite(item):
+        return None
+    return item
+
+
+class _Case:
+    """One customer of a batch, looked at again with all explanations."""
+
+    def __init__(self, decisions: Decisions, row: int) -> None:
+        self.of = decisions
+        self.row = row
+        self.known = bool(decisions.audience.known[row])
+        self.one = decisions.audience.take([row])
+        self.frame = Frame(self.one, decisions.catalogue, decisions.policy, decisions.situation)
+
+    def fate(self, offer: int) -> tuple[str, str]:
+        return self.of.policy.fates.names[self.of.fates[self.row, offer]]
+
+    def number(self, name: str, offer: int) -> Any:
+        """One of the numbers behind the priority, or None where it is unknown."""
+        values = np.broadcast_to(getattr(self.of.values, name), self.of.fates.shape)
+        return plain(values[self.row, offer])
+
+    @cached_property
+    def counts(self) -> list[contact.Counts]:
+        at = self.of.situation
+        return list(
+            contact.count(
+                self.of.policy.limits,
+                self.one.contacts,
+                self.of.policy.groups,
+                n_customers=1,
+                n_offers=len(self.of.catalogue.offer_ids),
+                channel=at.channel,
+                decided_at=stamp(at.decided_at),
+            )
+        )
+
+    def candidate(self, offer: int) -> dict[str, Any]:
+        step, reason = self.fate(offer)
+        if step == "candidate":
+            return {"step": step, "passed": False, "reason": _WORDS[step, reason]}
+        return {"step": "candidate", "passed": True, "reason": "live on this channel"}
+
+    def rules(self, step: str, offer: int) -> dict[str, Any]:
+        get = self.frame.lookup(slice(offer, offer + 1))
+        found = []
+        for source, rules in (
+            ("policy", self.of.policy.rules),
+            ("offer", self.of.catalogue.rules),
+        ):
+            for named in rules:
+                if named.step != step or not _concerns(named.offers, offer):
+                    continue
+                clauses = named.rule.explain(get, lambda name: plain(get(name)))
+                found.append(
+                    {
+                        "rule": named.name,
+                        "of": source,
+                        "text": named.rule.text,
+                        "passed": all(clause["outcome"] == "true" for clause in clauses),
+                        "clauses": clauses,
+                    }
+                )
+        return {"step": step, "passed": all(rule["passed"] for rule in found), "rules": found}
+
+    def contact_policy(self, offer: int) -> dict[str, Any]:
+        channel = self.of.situation.channel
+        policy = self.of.policy.policy.tables.channels[channel]
+        checks = []
+        if policy.consent_required:
+            name = self.of.policy.consent_columns[channel]
+            column = None if name is None else self.one.columns[name]
+            allowed = contact.consent(column, policy.unknown_consent == "allow", 1)
+            seen = "the data have no consent column"
+            given = seen if name is None else f"{name} is {_shown(plain(column))}"
+            checks.append({"rule": "consent", "passed": bool(allowed[0]), "reason": given})
+        for counted in self.counts:
+            checks.append(
+                {
+                    "rule": counted.limit.name,
+                    "passed": not bool(counted.reached()[0, offer]),
+                    "reason": contact.reason(counted, 0, offer, channel),
+                }
+            )
+        passed = all(check["passed"] for check in checks)
+        return {"step": "contact_policy", "passed": passed, "rules": checks}
+
+    def numbers(self, offer: int) -> dict[str, Any]:
+        names = (
+            "margin", "incentive_cost", "contact_cost", "retention_value", "expected_profit",
+            "objective", "lever", "context_weight", "priority",
+        )  # fmt: skip
+        propensity = plain(self.of.audience.propensity[self.row, offer])
+        return {"propensity": propensity, **{name: self.number(name, offer) for name in names}}
+
+    def value(self, offer: int) -> dict[str, Any]:
+        numbers = self.numbers(offer)
+        odd = [name for name in numbers if numbers[name] is None and name != "priority"]
+        odd += [n for n in ("incentive_cost", "contact_cost") if (numbers[n] or 0) < 0]
+        passed = self.fate(offer) != b.UNKNOWN_VALUE
+        # expected_profit is unknown because something before it is: name the cause alone.
+        causes = [name for name in odd if name not in ("expected_profit", "objective")] or odd
+        reason = "every amount is known" if passed else "; ".join(
+            f"{name} is unknown" if numbers[name] is None else f"{name} is negative"
+            for name in causes
+        )  # fmt: skip
+        return {"step": "value", "passed": passed, "reason": reason}
+
+    def arbitration(self, offer: int) -> dict[str, Any]:
+        fate = self.fate(offer)
+        passed = fate == b.CHOSEN
+        return {"step": "arbitration", "passed": passed, "reason": self.outcome(offer)}
+
+    def outcome(self, offer: int) -> str:
+        """Why an offer that reached arbitration won or lost."""
+        fate = self.fate(offer)
+        chosen = [int(j) for j in self.of.chosen[self.row] if j >= 0]
+        if fate == b.CHOSEN:
+            return f"rank {chosen.index(offer) + 1}"
+        if fate in _WORDS:
+            return _WORDS[fate]
+        if not self.known:
+            return "the offers before it in the fallback list fill the slots"
+        priority = self.number("priority", offer)
+        if fate == b.NOTHING_TO_GAIN:
+            return f"priority {priority:.2f}: making no offer is better"
+        last = chosen[-1]
+        ahead = f"{self.number('priority', last):.2f} of offer {self.of.catalogue.offer_ids[last]}"
+        return f"priority {priority:.2f} against {ahead}"
+
+    def steps(self, offer: int) -> list[dict[str, Any]]:
+        """The steps that the offer passed, and the one that removed it."""
+        steps = [self.candidate(offer)]
+        if steps[-1]["passed"] and not self.known:
+            listed = self.fate(offer) != b.NOT_FALLBACK
+            reason = "in the fallback list" if listed else _WORDS[b.NOT_FALLBACK]
+            steps.append({"step": "fallback", "passed": listed, "reason": reason})
+        if self.known:
+            for step in STEPS:
+                if steps[-1]["passed"]:
+                    steps.append(self.rules(step, offer))
+        if steps[-1]["passed"]:
+            steps.append(self.contact_policy(offer))
+        if steps[-1]["passed"] and self.known:
+            steps.append(self.value(offer))
+        if steps[-1]["passed"]:
+            steps.append(self.arbitration(offer))
+        return steps
+
+    def why_not(self, offer: int) -> str:
+        """One line on why the offer is not made."""
+        last = self.steps(offer)[-1]
+        what = last.get("reason", "")
+        if last["step"] == "contact_policy":
+            what = next(rule["reason"] for rule in last["rules"] if not rule["passed"])
+        elif last["step"] in STEPS:
+            rule = next(rule for rule in last["rules"] if not rule["passed"])
+            clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
+            seen = ", ".join(f"{name} = {_shown(v)}" for name, v in clause["values"].items())
+            title = f'"{rule["rule"]}", ' if rule["rule"] != last["step"] else ""
+            what = f"{title}{clause['clause']} is {clause['outcome']}"
+            what += f" ({seen})" if seen else ""
+        step = last["step"].replace("_", " ")
+        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {what}"
+
+    def why(self, offer: int) -> list[str]:
+        """In plain words, why the offer is made."""
+        if not self.known:
+            return ["nothing is known about this customer: the fallback list decides"]
+        numbers = self.numbers(offer)
+        details = self.of.catalogue.catalogue.offers[offer]
+        window = details.response_window_days
+        within = f" within {window} days" if window else ""
+        margin, incentive, contact_cost, kept, profit = (
+            f"{numbers[name]:.2f}"
+            for name in (
+                "margin", "incentive_cost", "contact_cost", "retention_value", "expected_profit"
+            )
+        )  # fmt: skip
+        money = f"expected profit {profit}: margin {margin} less incentive {incentive} per response"
+        money += f", less {contact_cost} to contact"
+        money += f", plus {kept} for keeping the customer" if numbers["retention_value"] else ""
+        reasons = [f"{numbers['propensity']:.1%} chance of a response{within}", money]
+        reasons += [
+            f"lever × {lever.multiplier:g} until {_time(lever.until)}: {lever.reason}"
+            for lever, offers in self.of.policy.levers
+            if _concerns(offers, offer) and utc(self.of.situation.decided_at) < lever.until
+        ]
+        get = self.frame.lookup(slice(offer, offer + 1))
+        reasons += [
+            f'context weight "{weight.name}" × {weight.multiplier:g}'
+            for weight, rule, offers in self.of.policy.context_weights
+            if _concerns(offers, offer) and bool(np.asarray(rule.satisfied(get)).item())
+        ]
+        return [*reasons, self._against_the_next(offer)]
+
+    def _against_the_next(self, offer: int) -> str:
+        lost = self.of.policy.fates.codes[b.OUTRANKED]
+        behind = [
+            (-self.number("priority", j), self.of.catalogue.offer_ids[j])
+            for j in np.flatnonzero(self.of.fates[self.row] == lost).tolist()
+        ]
+        if not behind:
+            return "no other offer that may be made would earn anything"
+        priority, offer_id = min(behind)
+        own = self.number("priority", offer)
+        return f"priority {own:.2f}; next is offer {offer_id} at {-priority:.2f}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _concerns(offers: Positions, offer: int) -> bool:
+    return isinstance(offers, slice) or offer in offers
+
+
+def _offers(case: _Case) -> list[dict[str, Any]]:
+    decisions, row = case.of, case.row
+    made = []
+    for slot, offer in enumerate(decisions.chosen[row]):
+        if offer < 0:
+            break
+        at = int(offer)
+        made.append(
+            {
+                "offer_id": decisions.catalogue.offer_ids[at],
+                "name": decisions.catalogue.catalogue.offers[at].name,
+                "rank": slot + 1,
+                "propensity": plain(decisions.audience.propensity[row, at]),
+                "expected_profit": case.number("expected_profit", at),
+                "priority": case.number("priority", at),
+                "selection_probability": float(decisions.selection_probability[row, slot]),
+                "reasons": case.why(at),
+            }
+        )
+    return made
+
+
+def _head(decisions: Decisions, row: int) -> dict[str, Any]:
+    return {
+        "decision_id": decisions.decision_ids[row],
+        "customer_id": decisions.audience.customer_ids[row],
+        "decided_at": _time(decisions.situation.decided_at),
+        "arm": decisions.arm[row],
+        "known_customer": bool(decisions.audience.known[row]),
+        "profile_stale": decisions.profile_stale,
+    }
+
+
+def answer(decisions: Decisions, row: int) -> dict[str, Any]:
+    """The answer for one customer, JSON-able; ``no_offer_reasons`` says why there is no offer."""
+    case = _Case(decisions, row)
+    offers = _offers(case)
+    every = range(len(decisions.catalogue.offer_ids))
+    reasons = [] if offers else [case.why_not(offer) for offer in every]
+    return {**_head(decisions, row), "offers": offers, "no_offer_reasons": reasons}
+
+
+def trace(decisions: Decisions, row: int) -> dict[str, Any]:
+    """Every offer's fate at every step for one customer, JSON-able.
+
+    Each offer lists the steps that it passed and the one that removed it, with every rule's text,
+    its clauses' outcomes and the values they saw, and the numbers behind its priority.
+    """
+    case = _Case(decisions, row)
+    at = decisions.situation
+    declared = decisions.policy.policy.tables.context
+    as_of = decisions.audience.as_of
+    offers = []
+    for offer, details in enumerate(decisions.catalogue.catalogue.offers):
+        step, reason = case.fate(offer)
+        offers.append(
+            {
+                "offer_id": details.id,
+                "name": details.name,
+                "fate": {"step": step, "reason": reason},
+                "steps": case.steps(offer),
+                "numbers": case.numbers(offer),
+            }
+        )
+    made = _offers(case)
+    every = range(len(offers))
+    return {
+        **_head(decisions, row),
+        "situation": {
+            "channel": at.channel,
+            "placement": at.placement,
+            "limit": at.limit,
+            "context": {name: at.context.get(name) for name in declared},
+            "context_ignored": sorted(at.context.keys() - declared.keys()),
+        },
+        "profile_as_of": None if as_of is None else _time(as_of),
+        "versions": dict(decisions.audience.versions),
+        "catalogue_hash": decisions.catalogue.catalogue.content_hash,
+        "policy_hash": decisions.policy.policy.content_hash,
+        "objective": decisions.policy.objective.text,
+        "chosen": made,
+        "no_offer_reasons": [] if made else [case.why_not(offer) for offer in every],
+        "selection": _selection(case),
+        "offers": offers,
+    }
+
+
+def _selection(case: _Case) -> dict[str, Any]:
+    """The probability with which the policy chooses each offer for each slot, and no offer."""
+    decisions = case.of
+    ids = decisions.catalogue.offer_ids
+    probabilities = dict.fromkeys(ids, 0.0)
+    for offer, p in zip(
+        decisions.chosen[case.row], decisions.selection_probability[case.row], strict=True
+    ):
+        if offer >= 0:
+            probabilities[ids[offer]] = float(p)
+    empty = decisions.chosen[case.row, 0] < 0
+    none = float(decisions.selection_probability[case.row, 0]) if empty else 0.0
+    return {"arm": decisions.arm[case.row], "probabilities": probabilities, "no_offer": none}
+
+
+def funnel(decisions: Decisions) -> dict[str, Any]:
+    """How many customers lose each offer at which step and to which rule, JSON-able."""
+    names = decisions.policy.fates.names
+    known = decisions.audience.known
+    offers: dict[str, Any] = {}
+    for offer, offer_id in enumerate(decisions.catalogue.offer_ids):
+        codes = np.bincount(decisions.fates[:, offer], minlength=len(names))
+        lost: dict[str, dict[str, int]] = {}
+        for (step, reason), count in zip(names, codes.tolist(), strict=True):
+            if count and (step, reason) != b.CHOSEN:
+                lost.setdefault(step, {})[reason] = count
+        chosen = int(codes[decisions.policy.fates.codes[b.CHOSEN]])
+        offers[offer_id] = {"customers": len(decisions), "lost": lost, "chosen": chosen}
+    return {
+        "customers": len(decisions),
+        "unknown_customers": int(np.count_nonzero(~known)),
+        "with_an_offer": int(np.count_nonzero(decisions.chosen[:, 0] >= 0)),
+        "with_no_offer": int(np.count_nonzero(decisions.chosen[:, 0] < 0)),
+        "arms": dict(Counter(decisions.arm.tolist())),
+        "offers": offers,
+    }
+
+
+def table(decisions: Decisions) -> dict[str, npt.NDArray[Any]]:
+    """All decisions as columns of equal length, for a batch file.
+
+    One row per offer made, best first; a decision that makes none has one row with rank 0, no
+    offer, and the last step that any offer reached.
+    """
+    shown = decisions.chosen >= 0
+    shown[:, 0] = True
+    rows, slots = np.nonzero(shown)
+    offers = decisions.chosen[rows, slots]
+    made = offers >= 0
+    ids = np.array([*decisions.catalogue.offer_ids, None], dtype=object)
+    # Codes are numbered in the order of the steps, so the largest is the furthest.
+    because = np.array([f"{s}: {r}" for s, r in decisions.policy.fates.names], dtype=object)
+    furthest = because[decisions.fates.max(axis=1)[rows]]
+    at = decisions.situation
+
+    def number(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        whole = np.broadcast_to(values, decisions.fates.shape)
+        return np.where(made, whole[rows, offers], np.nan)
+
+    def same(value: Any, dtype: Any = object) -> npt.NDArray[Any]:
+        return np.full(len(rows), value, dtype=dtype)
+
+    return {
+        "decision_id": np.array(decisions.decision_ids, dtype=object)[rows],
+        "customer_id": np.array(decisions.audience.customer_ids, dtype=object)[rows],
+        "decided_at": same(stamp(at.decided_at), "datetime64[us]"),
+        "channel": same(at.channel),
+        "placement": same(at.placement),
+        "arm": decisions.arm[rows],
+        "rank": np.where(made, slots + 1, 0),
+        "offer_id": ids[offers],
+        "propensity": number(decisions.audience.propensity),
+        "expected_profit": number(decisions.values.expected_profit),
+        "priority": number(decisions.values.priority),
+        "selection_probability": decisions.selection_probability[rows, slots],
+        "no_offer_because": np.where(made, np.array(None, dtype=object), furthest),
+        "profile_stale": same(decisions.profile_stale, bool),
+        "policy_hash": same(decisions.policy.policy.content_hash),
+        "catalogue_hash": same(decisions.catalogue.catalogue.content_hash),
+    }
