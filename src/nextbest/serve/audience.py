@@ -1,0 +1,216 @@
+"""From profiles to what a decision reads: columns, propensities and contact history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextbest.data.profiles import Profiles
+from nextbest.decide.contact import ContactHistory, Kind
+from nextbest.decide.frame import Audience
+from nextbest.decide.rules import Column, ColumnType
+from nextbest.decide.trace import plain
+from nextbest.serve.bundle import Bundle
+from nextbest.serve.store import Store
+
+__all__ = ["Shaper", "contact_history", "known_columns"]
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+# What an outcome means to the contact policy; the others are neither yes nor no.
+_KINDS: Mapping[str, Kind] = {
+    "response": "acceptance",
+    "conversion": "acceptance",
+    "purchase": "purchase",
+    "refusal": "refusal",
+    "unsubscribe": "refusal",
+    "complaint": "refusal",
+}
+
+
+def _types(profiles: Profiles) -> dict[str, ColumnType]:
+    booleans = {feature.name for feature in profiles.features if feature.dtype == "boolean"}
+    names = (*profiles.columns, *profiles.offer_columns, *profiles.pair_columns)
+    return {
+        name: "string"
+        if name in profiles.categories
+        else "boolean"
+        if name in booleans
+        else "number"
+        for name in names
+    }
+
+
+def known_columns(bundle: Bundle) -> dict[str, Column]:
+    """Return the columns that rules may name, for `nextbest.decide.binding.bind`."""
+    profiles, types = bundle.profiles, _types(bundle.profiles)
+    return {
+        **{name: Column(types[name], "customer") for name in profiles.columns},
+        **{name: Column(types[name], "pair") for name in profiles.pair_columns},
+        **{name: Column(types[name], "offer") for name in profiles.offer_columns},
+    }
+
+
+def contact_history(
+    store: Store | None, customer_ids: Sequence[str], offer_ids: Sequence[str]
+) -> ContactHistory:
+    """Return what the store knows of contacts with these customers, and of their answers."""
+    if store is None:
+        return ContactHistory.empty()
+    contacts, outcomes = store.history(customer_ids)
+    told = [i for i, name in enumerate(outcomes.types) if name in _KINDS]
+    if not contacts.at and not told:
+        return ContactHistory.empty()
+    return ContactHistory.build(
+        customer_ids,
+        offer_ids,
+        customer_id=[*contacts.customer_ids, *(outcomes.customer_ids[i] for i in told)],
+        offer_id=[*contacts.offer_ids, *(outcomes.offer_ids[i] for i in told)],
+        channel=[*contacts.channels, *(outcomes.channels[i] for i in told)],
+        time=np.array([*contacts.at, *(outcomes.at[i] for i in told)], dtype="datetime64[us]"),
+        kind=["contact"] * len(contacts.at) + [_KINDS[outcomes.types[i]] for i in told],
+    )
+
+
+@dataclass(frozen=True)
+class Shaper:
+    """Shapes a bundle's profiles for the offers of one catalogue, in the catalogue's order.
+
+    An offer that the profiles do not know (it was added since the last refresh) has unknown
+    features and an unknown propensity, so the engine leaves it out and says so.
+    """
+
+    bundle: Bundle
+    offer_ids: tuple[str, ...]
+
+    @cached_property
+    def _places(self) -> Rows:
+        """Position in the profiles of each offer; -1 where they do not know it."""
+        at = {offer_id: i for i, offer_id in enumerate(self.bundle.profiles.offer_ids)}
+        return np.array([at.get(offer_id, -1) for offer_id in self.offer_ids], dtype=np.intp)
+
+    @cached_property
+    def _offers(self) -> Array:
+        """Offer features (m, k_o), NaN where unknown."""
+        return _gather(self.bundle.profiles.offer_matrix, self._places)
+
+    @cached_property
+    def _offer_columns(self) -> dict[str, NDArray[Any]]:
+        names = self.bundle.profiles.offer_columns
+        return {name: self._decoded(name, self._offers[:, j]) for j, name in enumerate(names)}
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, NDArray[np.object_]]:
+        """Values of the columns that hold codes, with None at the end for unknown."""
+        found: dict[str, Sequence[Any]] = dict(self.bundle.profiles.categories)
+        for name, kind in _types(self.bundle.profiles).items():
+            if kind == "boolean":
+                found[name] = (False, True)
+        return {name: np.array([*values, None], dtype=object) for name, values in found.items()}
+
+    @cached_property
+    def _versions(self) -> dict[str, Any]:
+        return {
+            "models": self.bundle.model_versions,
+            "bundle": self.bundle.id,
+            "profiles": self.bundle.profiles.version,
+        }
+
+    def rows(self, customer_ids: Sequence[str]) -> Rows:
+        """Return the profile row of each customer; -1 for strangers."""
+        profiles = self.bundle.profiles
+        if len(customer_ids) == 1:
+            row = profiles.index(customer_ids[0])
+            return np.array([-1 if row is None else row], dtype=np.intp)
+        if not len(profiles):
+            return np.full(len(customer_ids), -1, dtype=np.intp)
+        wanted = np.array([customer_id.encode() for customer_id in customer_ids], dtype=np.bytes_)
+        at = np.searchsorted(profiles.customer_ids, wanted)
+        at = np.minimum(at, len(profiles) - 1)
+        return np.where(profiles.customer_ids[at] == wanted, at, -1)
+
+    def audience(self, customer_ids: Sequence[str], contacts: ContactHistory) -> Audience:
+        """Return these customers as the engine reads them; strangers are marked unknown."""
+        profiles = self.bundle.profiles
+        rows = self.rows(customer_ids)
+        known = rows >= 0
+        customers = _gather(profiles.matrix, rows)
+        pairs = np.full((len(rows), len(self.offer_ids), len(profiles.pair_columns)), np.nan)
+        seen = np.flatnonzero(known)
+        held = np.flatnonzero(self._places >= 0)
+        if seen.size and held.size:
+            pairs[np.ix_(seen, held)] = profiles.pairs[np.ix_(rows[seen], self._places[held])]
+        return Audience(
+            customer_ids=customer_ids,
+            known=known,
+            columns={
+                name: self._decoded(name, customers[:, j])
+                for j, name in enumerate(profiles.columns)
+            },
+            pair_columns={
+                name: self._decoded(name, pairs[:, :, j])
+                for j, name in enumerate(profiles.pair_columns)
+            },
+            propensity=self._propensity(customers, pairs, seen, held),
+            offer_columns=self._offer_columns,
+            contacts=contacts,
+            as_of=self.bundle.as_of,
+            versions=self._versions,
+        )
+
+    def profile(self, customer_id: str) -> dict[str, Any] | None:
+        """Return every feature and score of a customer (None unknown), or None for a stranger."""
+        rows = self.rows([customer_id])
+        if rows[0] < 0:
+            return None
+        values = _gather(self.bundle.profiles.matrix, rows)
+        return {
+            name: plain(self._decoded(name, values[:, j])[0])
+            for j, name in enumerate(self.bundle.profiles.columns)
+        }
+
+    def contributions(self, customer_id: str, offer_id: str, top: int = 5) -> list[dict[str, Any]]:
+        """Return what moved a known customer's propensity for an offer most, strongest first.
+
+        ``effect`` is in log-odds before calibration, against the average.
+        """
+        (row,) = self.rows([customer_id])
+        place = self._places[self.offer_ids.index(offer_id)]
+        if row < 0 or place < 0:
+            return []
+        profiles = self.bundle.profiles
+        found = self.bundle.offer_scorer.contributions(
+            profiles.matrix[row], profiles.offer_matrix[place], profiles.pairs[row, place], top
+        )
+        return [vars(one) for one in found]
+
+    def _propensity(self, customers: Array, pairs: Array, seen: Rows, held: Rows) -> Array:
+        propensity = np.full(pairs.shape[:2], np.nan)
+        if not (seen.size and held.size):
+            return propensity
+        scorer = self.bundle.offer_scorer
+        if seen.size == len(customers) and held.size == len(self.offer_ids):
+            return scorer.propensity(customers, self._offers, pairs)
+        cells = np.ix_(seen, held)
+        propensity[cells] = scorer.propensity(customers[seen], self._offers[held], pairs[cells])
+        return propensity
+
+    def _decoded(self, name: str, values: Array) -> NDArray[Any]:
+        if name not in self._vocabularies:
+            return values
+        return self._vocabularies[name][np.where(np.isnan(values), -1, values).astype(np.intp)]
+
+
+def _gather(matrix: Array, rows: Rows) -> Array:
+    """Return the rows of a matrix, all unknown where the row is -1."""
+    if rows.size and rows.min() >= 0:
+        return np.asarray(matrix[rows])
+    gathered = np.full((len(rows), matrix.shape[1]), np.nan)
+    gathered[rows >= 0] = matrix[rows[rows >= 0]]
+    return gathered

@@ -1,0 +1,270 @@
+"""Decide for every customer at once and write a file: the same decisions as online."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from nextbest.decide.engine import Decisions
+from nextbest.decide.frame import Situation, utc
+from nextbest.decide.trace import funnel
+from nextbest.errors import StoreError, UsageError, did_you_mean
+from nextbest.serve.decisions import decide_for, record_of
+from nextbest.serve.runtime import State
+from nextbest.serve.store import Store
+
+__all__ = ["BatchSummary", "decide_batch", "situation_for"]
+
+CHUNK = 2_000
+
+_ARROW = {
+    "O": pa.string(),
+    "f": pa.float64(),
+    "i": pa.int64(),
+    "b": pa.bool_(),
+    "M": pa.timestamp("us", tz="UTC"),
+}
+
+
+@dataclass
+class BatchSummary:
+    """What a batch decided.
+
+    Attributes
+    ----------
+    batch_id : the same question to the same bundle, catalogue and policy has the same id.
+    file : where the decisions are; None where none was asked for.
+    offers : how many customers got each offer (in any slot).
+    expected_profit : sum over all offers made, in the shop's currency.
+    funnel : for each offer, how many customers lost it at which step, and why.
+    """
+
+    batch_id: str
+    decided_at: datetime
+    channel: str
+    file: Path | None = None
+    customers: int = 0
+    with_offer: int = 0
+    no_offer: int = 0
+    rows: int = 0
+    expected_profit: float = 0.0
+    offers: dict[str, int] = field(default_factory=dict)
+    arms: dict[str, int] = field(default_factory=dict)
+    funnel: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain JSON types."""
+        return {
+            **vars(self),
+            "decided_at": utc(self.decided_at).isoformat().replace("+00:00", "Z"),
+            "file": None if self.file is None else str(self.file),
+        }
+
+
+def situation_for(
+    state: State,
+    channel: str | None = None,
+    *,
+    placement: str | None = None,
+    context: Mapping[str, str | float | bool | None] | None = None,
+    limit: int = 1,
+    now: datetime | None = None,
+) -> Situation:
+    """Return the situation of a batch: the policy's moment, and its only channel by default.
+
+    Raises
+    ------
+    UsageError: no channel is named where the policy has several, or there is none of that name.
+    """
+    channels = list(state.rules.tables.channels)
+    if channel is None and len(channels) == 1:
+        channel = channels[0]
+    if channel not in channels:
+        raise UsageError(
+            "--channel",
+            "which channel?" if channel is None else f'there is no channel "{channel}"',
+            expected="one of " + ", ".join(channels),
+            got=channel or "none",
+            action=did_you_mean(channel or "", channels),
+        )
+    moment = state.moment(lambda: now or datetime.now(UTC))
+    return Situation(
+        channel=str(channel),
+        decided_at=moment,
+        placement=placement,
+        context=dict(context or {}),
+        limit=limit,
+    )
+
+
+def decide_batch(
+    state: State,
+    situation: Situation,
+    out: Path | None = None,
+    *,
+    customer_ids: Sequence[str] | None = None,
+    store: Store | None = None,
+    record: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchSummary:
+    """Decide for all customers of the bundle, or for some, and write the decisions to a file.
+
+    The file has one row for each customer and offer made, best first, and one row with rank 0 for
+    a customer without an offer. It appears whole or not at all.
+
+    Parameters
+    ----------
+    state : bundle, catalogue and policy (`nextbest.serve.runtime.load_state`).
+    situation : channel, moment, context and number of slots (`situation_for`).
+    out : a ``.parquet`` or ``.csv`` file; missing folders are made. None writes nothing.
+    customer_ids : whom to decide for; None for every customer with a profile.
+    store : past contacts and answers, for the contact policy; None means that there were none.
+    record : also keep every decision in the store, so that it counts as a contact and outcomes
+        can be reported for it.
+    progress : called with the number of customers done and in all.
+
+    Raises
+    ------
+    UsageError: the file's name or place cannot be used.
+    StoreError: the file or the store cannot be written.
+    """
+    profiles = state.bundle.profiles
+    total = len(profiles) if customer_ids is None else len(customer_ids)
+    asked = {
+        "bundle": state.bundle.id,
+        "catalogue": state.offers.content_hash,
+        "policy": state.rules.content_hash,
+        **vars(situation),
+        "decided_at": utc(situation.decided_at).isoformat(),
+    }
+    batch_id = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
+    with _writer(out) as write:
+        for start in range(0, max(total, 1), CHUNK):  # once for nobody: a file has columns
+            rows = slice(start, min(start + CHUNK, total))
+            ids = profiles.ids(rows) if customer_ids is None else customer_ids[rows]
+            decision_ids = [_decision_id(batch_id, customer_id) for customer_id in ids]
+            decisions = decide_for(state, store, ids, situation, decision_ids)
+            if record and store is not None:
+                store.record_decisions(
+                    [
+                        record_of(state, decisions, row, {"batch_id": batch_id}, batch_id)
+                        for row in range(len(decisions))
+                    ]
+                )
+            table = decisions.table()
+            write(table)
+            _add(summary, decisions, table)
+            if progress is not None:
+                progress(rows.stop, total)
+    return summary
+
+
+def _decision_id(batch_id: str, customer_id: str) -> str:
+    digest = hashlib.sha256(f"{batch_id}\x1f{customer_id}".encode()).digest()
+    return str(UUID(bytes=digest[:16], version=5))
+
+
+def _add(
+    summary: BatchSummary, decisions: Decisions, table: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    made = table["rank"] > 0
+    first = decisions.chosen[:, 0] >= 0
+    summary.customers += len(decisions)
+    summary.with_offer += int(np.count_nonzero(first))
+    summary.no_offer += int(np.count_nonzero(~first))
+    summary.rows += len(made)
+    # Strangers have no expected profit; the fallback list is not chosen for one.
+    summary.expected_profit += float(np.nansum(table["expected_profit"][made]))
+    for offer_id in decisions.catalogue.offer_ids:
+        summary.offers.setdefault(offer_id, 0)
+    for offer_id, count in Counter(table["offer_id"][made].tolist()).items():
+        summary.offers[offer_id] += count
+    for arm, count in Counter(decisions.arm.tolist()).items():
+        summary.arms[arm] = summary.arms.get(arm, 0) + count
+    _sum_into(summary.funnel, funnel(decisions)["offers"])
+
+
+def _sum_into(total: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict):
+            _sum_into(total.setdefault(name, {}), value)
+        else:
+            total[name] = total.get(name, 0) + value
+
+
+Write = Callable[[Mapping[str, np.ndarray[Any, Any]]], None]
+
+
+@contextmanager
+def _writer(out: Path | None) -> Iterator[Write]:
+    """Give a function that appends columns to the file; the file appears at the end, whole."""
+    if out is None:
+        yield lambda _: None
+        return
+    suffix = out.suffix.lower()
+    if suffix not in (".parquet", ".csv"):
+        raise UsageError(
+            "--out",
+            "the kind of file is not known",
+            expected="a name that ends in .parquet or .csv",
+            got=str(out),
+        )
+    if out.is_dir():
+        raise UsageError("--out", "there is a folder of this name", got=str(out))
+    draft = out.with_name(f".{out.name}-{uuid4().hex}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("xb") as sink:
+            file = _ArrowFile(sink, suffix)
+            yield file.append
+            file.close()
+        draft.replace(out)
+    except OSError as error:
+        raise StoreError(
+            str(out),
+            "the file cannot be written",
+            got=error.strerror or str(error),
+            action="Choose another place with --out, or check permissions and disk space",
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+class _ArrowFile:
+    """A Parquet or CSV file that grows by tables of the same columns."""
+
+    def __init__(self, sink: Any, suffix: str) -> None:
+        self._sink = sink
+        self._open = pa.parquet.ParquetWriter if suffix == ".parquet" else pa.csv.CSVWriter
+        self._file: Any = None
+
+    def append(self, columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Add rows; NaN and None become null."""
+        schema = pa.schema([(name, _ARROW[v.dtype.kind]) for name, v in columns.items()])
+        arrays = [
+            pa.array(values, type=kind, from_pandas=True)
+            for values, kind in zip(columns.values(), schema.types, strict=True)
+        ]
+        if self._file is None:
+            self._file = self._open(self._sink, schema)
+        self._file.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._file is not None:
+            self._file.close()

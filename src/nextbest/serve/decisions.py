@@ -1,0 +1,242 @@
+"""From a checked question to a recorded answer: the one way in which the server decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from nextbest.decide.engine import Decisions, decide
+from nextbest.decide.frame import Situation, utc
+from nextbest.decide.trace import plain
+from nextbest.errors import did_you_mean
+from nextbest.serve.audience import contact_history
+from nextbest.serve.bundle import SCORES
+from nextbest.serve.problems import Problem, pointer
+from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.runtime import Runtime, State
+from nextbest.serve.schemas import BatchRequest, DecisionRequest
+from nextbest.serve.store import Store
+from nextbest.serve.telemetry import Metrics
+
+__all__ = ["Decider", "decide_for", "new_decision_id", "record_of"]
+
+# A key holds no control character, so that this never runs into another request's key.
+_KEY_SEPARATOR = "\x1f"
+_STRIPES = 1_024
+Question = DecisionRequest | BatchRequest
+
+
+def new_decision_id() -> str:
+    """Return a new id that sorts by time (UUID version 7, RFC 9562)."""
+    milliseconds = time.time_ns() // 1_000_000
+    bits = (milliseconds << 80) | secrets.randbits(80)
+    bits = (bits & ~(0xF << 76)) | (0x7 << 76)
+    return str(UUID(int=(bits & ~(0x3 << 62)) | (0x2 << 62)))
+
+
+def decide_for(
+    state: State,
+    store: Store | None,
+    customer_ids: Sequence[str],
+    situation: Situation,
+    decision_ids: Sequence[str],
+) -> Decisions:
+    """Decide for customers with all that is known of them; online and batch both call this."""
+    contacts = contact_history(store, customer_ids, state.shaper.offer_ids)
+    audience = state.shaper.audience(customer_ids, contacts)
+    return decide(audience, state.catalogue, state.policy, situation, decision_ids)
+
+
+def record_of(
+    state: State,
+    decisions: Decisions,
+    row: int,
+    request: Mapping[str, Any],
+    request_hash: str,
+    idempotency_key: str | None = None,
+) -> DecisionRecord:
+    """Return what the store keeps of one decision: question, answer and trace."""
+    answer = _answer(state, decisions, row)
+    trace = decisions.trace(row)
+    offer_ids = tuple(offer["offer_id"] for offer in answer["offers"])
+    if not answer["fallback"]:
+        # Shapley values of the chosen offers: what the model saw in this customer.
+        trace["contributions"] = {
+            offer_id: state.shaper.contributions(answer["customer_id"], offer_id)
+            for offer_id in offer_ids
+        }
+    return DecisionRecord(
+        decision_id=answer["decision_id"],
+        customer_id=answer["customer_id"],
+        decided_at=utc(decisions.situation.decided_at),
+        channel=decisions.situation.channel,
+        arm=answer["arm"],
+        offer_ids=offer_ids,
+        record={"request": dict(request), "answer": answer, "trace": trace},
+        request_hash=request_hash,
+        idempotency_key=idempotency_key,
+    )
+
+
+def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
+    said = decisions.answer(row)
+    columns = decisions.audience.columns
+    scores = {name: plain(columns[name][row]) if name in columns else None for name in SCORES}
+    return {
+        "decision_id": said["decision_id"],
+        "customer_id": said["customer_id"],
+        "decided_at": said["decided_at"],
+        "channel": decisions.situation.channel,
+        "arm": said["arm"],
+        "fallback": not said["known_customer"],
+        "profile_stale": said["profile_stale"],
+        "offers": said["offers"],
+        "no_offer_reasons": said["no_offer_reasons"],
+        "scores": scores,
+        "versions": {
+            "models": state.bundle.model_versions,
+            "bundle": state.bundle.id,
+            "profiles_as_of": state.bundle.as_of.isoformat().replace("+00:00", "Z"),
+            "catalogue": state.offers.content_hash,
+            "policy": state.rules.content_hash,
+        },
+    }
+
+
+def situation_of(state: State, question: Question, decided_at: datetime) -> Situation:
+    """Check a question against the policy in use.
+
+    Raises
+    ------
+    Problem: ``unknown-channel``, or ``invalid-request`` where a context value does not fit.
+    """
+    channels = state.rules.tables.channels
+    if question.channel not in channels:
+        hint = did_you_mean(question.channel, channels)
+        detail = f'There is no channel "{question.channel}". Must be one of {", ".join(channels)}.'
+        fault = {"pointer": "/channel", "detail": f"{detail} {hint}".rstrip()}
+        raise Problem("unknown-channel", fault["detail"], errors=[fault])
+    faults = [
+        {"pointer": pointer(["context", name]), "detail": f"Must be a {kind}."}
+        for name, kind in state.rules.tables.context.items()
+        if not _fits(question.context.get(name), kind)
+    ]
+    if faults:
+        first = f"{faults[0]['pointer']}: {faults[0]['detail']}"
+        raise Problem("invalid-request", first, errors=faults)
+    return Situation(
+        channel=question.channel,
+        decided_at=decided_at,
+        placement=question.placement,
+        context=question.context,
+        limit=question.limit,
+    )
+
+
+def _fits(value: object, kind: str) -> bool:
+    if value is None:
+        return True
+    if kind == "timestamp":
+        return isinstance(value, str) and _is_moment(value)
+    return isinstance(value, {"number": float, "string": str, "boolean": bool}[kind])
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        utc(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+class Decider:
+    """Answers decision requests of one server."""
+
+    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
+        self._runtime = runtime
+        self._metrics = metrics
+        self._stripes = [threading.Lock() for _ in range(_STRIPES)]
+
+    def one(self, question: DecisionRequest) -> dict[str, Any]:
+        """Decide for one customer and return the answer once it is on disk."""
+        return self._decide(question, [question.customer_id], [question.idempotency_key])[0]
+
+    def many(self, question: BatchRequest) -> list[dict[str, Any]]:
+        """Decide for many customers; all or none of the decisions are recorded."""
+        key = question.idempotency_key
+        keys = [
+            None if key is None else f"{key}{_KEY_SEPARATOR}{i}"
+            for i in range(len(question.customer_ids))
+        ]
+        return self._decide(question, question.customer_ids, keys)
+
+    def _decide(
+        self, question: Question, customer_ids: Sequence[str], keys: Sequence[str | None]
+    ) -> list[dict[str, Any]]:
+        state, store = self._runtime.state(), self._runtime.store()
+        request = question.model_dump(mode="json", exclude={"idempotency_key"})
+        request_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        # Reading past contacts and adding one is a single step for each customer, so that
+        # simultaneous requests to this process cannot pass a cap together.
+        with self._one_at_a_time(customer_ids):
+            if keys[0] is not None:
+                earlier = store.decisions_by_keys([key for key in keys if key is not None])
+                if earlier:
+                    found = [earlier.get(key or "") for key in keys]
+                    return self._repeated(question, request_hash, found)
+            situation = situation_of(state, question, state.moment(self._runtime.clock))
+            ids = [new_decision_id() for _ in customer_ids]
+            with self._metrics.stage("decide"):
+                decisions = decide_for(state, store, customer_ids, situation, ids)
+            with self._metrics.stage("explain"):
+                records = [
+                    record_of(state, decisions, row, request, request_hash, key)
+                    for row, key in enumerate(keys)
+                ]
+            with self._metrics.stage("store"):
+                kept = store.record_decisions(records)
+        if any(one.decision_id != own for one, own in zip(kept, ids, strict=True)):
+            return self._repeated(question, request_hash, kept)  # another server was first
+        self._count(state, records)
+        return [_shown(record.record, explain=question.explain) for record in records]
+
+    def _repeated(
+        self, question: Question, request_hash: str, found: Sequence[StoredDecision | None]
+    ) -> list[dict[str, Any]]:
+        same = [one for one in found if one is not None and one.request_hash == request_hash]
+        if len(same) < len(found):
+            raise Problem(
+                "idempotency-conflict",
+                f'The idempotency_key "{question.idempotency_key}" was used for another request.',
+                errors=[{"pointer": "/idempotency_key", "detail": "Must be new."}],
+            )
+        return [_shown(one.record, explain=question.explain) for one in same]
+
+    @contextmanager
+    def _one_at_a_time(self, customer_ids: Sequence[str]) -> Iterator[None]:
+        # In a fixed order, or two batches could wait for each other for ever.
+        stripes = sorted({hash(customer_id) % _STRIPES for customer_id in customer_ids})
+        with ExitStack() as held:
+            for stripe in stripes:
+                held.enter_context(self._stripes[stripe])
+            yield
+
+    def _count(self, state: State, records: Sequence[DecisionRecord]) -> None:
+        for record in records:
+            offer = record.offer_ids[0] if record.offer_ids else "none"
+            self._metrics.decisions.labels(record.arm, record.channel, offer).inc()
+
+
+def _shown(record: Mapping[str, Any], *, explain: bool) -> dict[str, Any]:
+    answer = dict(record["answer"])
+    if explain:
+        answer["trace"] = record["trace"]
+    return answer

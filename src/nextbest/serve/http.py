@@ -1,0 +1,174 @@
+"""Around every request: bodies within limits, refusals as problem documents, logs, metrics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import MutableMapping
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nextbest.errors import StoreError
+from nextbest.serve.problems import MEDIA_TYPE, Problem, pointer
+from nextbest.serve.telemetry import Metrics, log
+
+__all__ = ["MAX_BODY_BYTES", "Observed", "add_error_handlers", "body", "problem_response"]
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_NO_STORE = (b"cache-control", b"no-store")
+
+
+async def body(request: Request) -> bytes:
+    """Return the request's body.
+
+    Raises
+    ------
+    Problem: ``unsupported-media-type`` or ``body-too-large``.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Browsers send forms and plain text to any site unasked; JSON only where that site allows it.
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise Problem(
+            "unsupported-media-type",
+            f'Content-Type must be application/json; got "{media_type or "none"}".',
+        )
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise Problem(
+                "body-too-large",
+                f"The body must have at most {MAX_BODY_BYTES} bytes.",
+                headers={"Connection": "close"},
+            )
+        parts.append(part)
+    return b"".join(parts)
+
+
+def problem_response(problem: Problem, scope: Scope) -> Response:
+    """Return a problem as a response, and leave its code for the log and the metrics."""
+    scope.setdefault("state", {})["problem_code"] = problem.code
+    return Response(
+        problem.body(str(scope.get("path", ""))),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers=problem.headers,
+    )
+
+
+def _store_problem(error: StoreError) -> Problem:
+    log("store unavailable", level=logging.ERROR, error=str(error))
+    # The caller needs no paths of ours.
+    return Problem("store-unavailable", "The store of decisions cannot be read or written now.")
+
+
+def _http_problem(error: HTTPException, scope: Scope) -> Problem:
+    if error.status_code == 405:
+        return Problem(
+            "method-not-allowed",
+            f"{scope['method']} is not possible here.",
+            headers=error.headers,
+        )
+    if error.status_code == 404:
+        return Problem("not-found", "There is nothing at this path.")
+    # Nothing of ours raises another one; the framework's words are all there is to say.
+    return Problem(
+        "invalid-request", str(error.detail), status=error.status_code, headers=error.headers
+    )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Turn everything that stops a request into a problem document."""
+
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, error: Problem) -> Response:
+        return problem_response(error, request.scope)
+
+    @app.exception_handler(StoreError)
+    async def _store(request: Request, error: StoreError) -> Response:
+        return problem_response(_store_problem(error), request.scope)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        return problem_response(_http_problem(error, request.scope), request.scope)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        entries = [
+            {"pointer": pointer([str(step) for step in fault["loc"]]), "detail": fault["msg"]}
+            for fault in error.errors()
+        ]
+        detail = f"{len(entries)} faults. {entries[0]['detail']}"
+        return problem_response(Problem("invalid-request", detail, errors=entries), request.scope)
+
+
+class Observed:
+    """ASGI middleware that logs and counts each request and answers for what breaks inside.
+
+    The log holds the route's template, never the path: a path may name a customer.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and watch what becomes of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                if scope["path"].startswith("/v1/"):
+                    message["headers"].append(_NO_STORE)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            error_id = uuid4().hex
+            log("internal error", level=logging.ERROR, exc_info=True, error_id=error_id)
+            if status:  # The answer has begun: cutting the connection is all that is left.
+                raise
+            problem = Problem("internal-error", f"Error {error_id}.", extra={"error_id": error_id})
+            await problem_response(problem, scope)(scope, receive, watch)
+        finally:
+            self._count(scope, state, status, time.perf_counter() - start)
+
+    def _count(
+        self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float
+    ) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        code = state.get("problem_code")
+        # An unknown method is the caller's text, and could make as many series as it likes.
+        method = scope["method"] if route != "unmatched" else "any"
+        self._metrics.requests.labels(method, route, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if code is not None:
+            self._metrics.errors.labels(code).inc()
+        log(
+            "request",
+            method=method,
+            route=route,
+            status=status,
+            ms=round(seconds * 1_000, 3),
+            **({"code": code} if code is not None else {}),
+            **state.get("log_fields", {}),
+        )

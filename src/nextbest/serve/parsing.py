@@ -1,0 +1,80 @@
+"""From the bytes of a request to a checked question, or to a refusal that names every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from nextbest.errors import did_you_mean
+from nextbest.serve.problems import Problem, pointer
+from nextbest.serve.schemas import MAX_BATCH, OutcomeReport
+
+__all__ = ["parse", "parse_outcomes"]
+
+MAX_ERRORS = 50
+
+M = TypeVar("M", bound=BaseModel)
+
+_REPORTS = TypeAdapter(
+    Annotated[list[OutcomeReport], Field(min_length=1, max_length=MAX_BATCH, strict=True)]
+)
+_KINDS = {str: "text", bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
+
+
+def parse(model: type[M], body: bytes) -> M:
+    """Read a request body.
+
+    Raises
+    ------
+    Problem: ``malformed-json``, or ``invalid-request`` with every fault.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error, model) from None
+
+
+def parse_outcomes(body: bytes) -> tuple[list[OutcomeReport], bool]:
+    """Read one outcome report or a list of them; the flag says whether it was a list."""
+    many = body.lstrip(b" \t\r\n").startswith(b"[")
+    if not many:
+        return [parse(OutcomeReport, body)], False
+    try:
+        return _REPORTS.validate_json(body), True
+    except ValidationError as error:
+        raise _refusal(error, OutcomeReport) from None
+
+
+def _refusal(error: ValidationError, model: type[BaseModel]) -> Problem:
+    faults = error.errors(include_url=False)
+    if faults[0]["type"] == "json_invalid":
+        return Problem("malformed-json", faults[0]["msg"].removeprefix("Invalid JSON: "))
+    entries = [_entry(fault, model) for fault in faults[:MAX_ERRORS]]
+    count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+    first = entries[0]
+    where = f"{first['pointer']}: " if first["pointer"] else ""
+    return Problem("invalid-request", f"{count}. {where}{first['detail']}", errors=entries)
+
+
+def _entry(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, str]:
+    path = [step for step in fault["loc"] if step != "[key]"]
+    about_key = "[key]" in fault["loc"]
+    if fault["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        hint = did_you_mean(str(path[-1]), known)
+        detail = f"Unknown field. Must be one of {', '.join(known)}. {hint}".rstrip()
+    elif fault["type"] == "missing":
+        detail = "This field is missing."
+    else:
+        detail = ("The name: " if about_key else "") + _said(fault)
+    return {"pointer": pointer(path), "detail": detail}
+
+
+def _said(fault: Mapping[str, Any]) -> str:
+    message = str(fault["msg"]).replace("Input should be", "Must be").rstrip(".")
+    given = fault["input"]
+    if fault["type"].endswith(("_type", "_parsing")):
+        return f"{message}; got {_KINDS.get(type(given), 'a number')}."
+    return message + "."

@@ -1,0 +1,144 @@
+"""What the store keeps, as plain values: decisions, outcomes, the contact history, API keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+__all__ = [
+    "ApiKey",
+    "Contacts",
+    "DecisionRecord",
+    "Outcome",
+    "OutcomeStatus",
+    "Outcomes",
+    "StoredDecision",
+    "naive_utc",
+]
+
+OutcomeStatus = Literal["stored", "duplicate", "conflict"]
+"""New; the same content again; the same id with other content (which is not kept)."""
+
+
+def naive_utc(moment: datetime) -> datetime:
+    """Return ``moment`` as naive UTC, which every database stores and compares alike."""
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """One decision to keep: who, when, which offers by rank, and ``record`` (JSON-able) in full."""
+
+    decision_id: str
+    customer_id: str
+    decided_at: datetime
+    channel: str
+    arm: str
+    offer_ids: tuple[str, ...]
+    record: Mapping[str, Any]
+    request_hash: str
+    idempotency_key: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the decision as columns of its table."""
+        return {
+            "decision_id": self.decision_id,
+            "customer_id": self.customer_id,
+            "decided_at": naive_utc(self.decided_at),
+            "channel": self.channel,
+            "arm": self.arm,
+            "idempotency_key": self.idempotency_key,
+            "request_hash": self.request_hash,
+            "record": json.dumps(self.record, separators=(",", ":"), allow_nan=False),
+        }
+
+    def contact_rows(self) -> list[dict[str, Any]]:
+        """Return one row of the contact log for each offer chosen."""
+        return [
+            {
+                "decision_id": self.decision_id,
+                "rank": rank,
+                "customer_id": self.customer_id,
+                "offer_id": offer_id,
+                "channel": self.channel,
+                "contacted_at": naive_utc(self.decided_at),
+            }
+            for rank, offer_id in enumerate(self.offer_ids, start=1)
+        ]
+
+
+@dataclass(frozen=True)
+class StoredDecision:
+    """A decision as the store holds it."""
+
+    decision_id: str
+    customer_id: str
+    request_hash: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Something that happened after a decision; ``outcome_id`` is the caller's and unique."""
+
+    outcome_id: str
+    customer_id: str
+    offer_id: str | None
+    outcome_type: str
+    occurred_at: datetime
+    value: float | None = None
+    decision_id: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the outcome as columns of its table."""
+        return {
+            **vars(self),
+            "occurred_at": naive_utc(self.occurred_at),
+            "content_hash": self.content_hash,
+        }
+
+    @property
+    def content_hash(self) -> str:
+        """A hash of everything said, so that a repeat can be told from a contradiction."""
+        said = {**vars(self), "occurred_at": naive_utc(self.occurred_at).isoformat()}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """Offers chosen in the past, as equally long columns (times are naive UTC)."""
+
+    customer_ids: tuple[str, ...] = ()
+    offer_ids: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    at: tuple[datetime, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Outcomes reported in the past, as equally long columns (times are naive UTC).
+
+    The channel is that of the decision; None where the report named none.
+    """
+
+    customer_ids: tuple[str, ...] = ()
+    offer_ids: tuple[str | None, ...] = ()
+    channels: tuple[str | None, ...] = ()
+    types: tuple[str, ...] = ()
+    at: tuple[datetime, ...] = ()
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """An API key as it is kept: the secret itself is nowhere, only its SHA-256."""
+
+    key_id: str
+    name: str
+    scopes: tuple[str, ...]
+    secret_hash: str
+    created_at: datetime
+    revoked_at: datetime | None = None

@@ -1,0 +1,232 @@
+"""What a server holds while it runs: the bundle, catalogue and policy in use, and the store.
+
+Bundle, catalogue and policy are verified together and swapped together. When a new one is refused
+the last good ones stay, and readiness, the log and a metric say why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nextbest.decide.binding import BoundPolicy, bind
+from nextbest.decide.offers import BoundCatalogue, Catalogue
+from nextbest.decide.policy import Policy, load_serving
+from nextbest.errors import ArtifactError, NextbestError, StoreError
+from nextbest.serve.audience import Shaper, known_columns
+from nextbest.serve.bundle import Bundle, current_id, load_bundle
+from nextbest.serve.problems import Problem
+from nextbest.serve.store import Store
+from nextbest.serve.telemetry import Metrics, log
+
+__all__ = ["Runtime", "State", "load_state", "open_store", "serving_dir"]
+
+Clock = Callable[[], datetime]
+
+
+def serving_dir(project_dir: Path) -> Path:
+    """Return where a project keeps its bundles."""
+    return project_dir / ".nextbest" / "serving"
+
+
+def open_store(project_dir: Path) -> Store:
+    """Open the project's store: the URL in ``NEXTBEST_STORE``, else its own SQLite file.
+
+    Raises
+    ------
+    StoreError: it cannot be opened.
+    """
+    url = os.environ.get("NEXTBEST_STORE")
+    return Store(url) if url else Store.at(project_dir / ".nextbest" / "store.db")
+
+
+@dataclass(frozen=True)
+class State:
+    """A bundle with the catalogue and policy that were checked against it."""
+
+    bundle: Bundle
+    catalogue: BoundCatalogue
+    policy: BoundPolicy
+    shaper: Shaper
+
+    @property
+    def offers(self) -> Catalogue:
+        """The catalogue as the file states it."""
+        return self.catalogue.catalogue
+
+    @property
+    def rules(self) -> Policy:
+        """The policy as the file states it."""
+        return self.policy.policy
+
+    def moment(self, clock: Clock) -> datetime:
+        """Return what "now" is for decisions: the policy's fixed moment, if it has one."""
+        return self.rules.decide_as_of or clock()
+
+    def is_stale(self, moment: datetime) -> bool:
+        """Tell whether the profiles are older than the policy's freshness limit."""
+        limit = self.rules.tables.profiles.freshness_limit_days
+        age = moment - self.bundle.as_of
+        return limit is not None and age.total_seconds() > limit * 86_400
+
+
+def load_state(project_dir: Path, before: State | None = None) -> State:
+    """Load and check the bundle, catalogue and policy of a project.
+
+    Parameters
+    ----------
+    before : what is in use; its bundle is taken over where it is still the current one.
+
+    Raises
+    ------
+    ArtifactError : the bundle is missing, damaged or scores otherwise than when it was made.
+    ConfigError : catalogue or policy are wrong (all faults at once).
+    """
+    folder = serving_dir(project_dir)
+    catalogue, policy = load_serving(project_dir / "serving")
+    if before is not None and before.bundle.id == current_id(folder):
+        bundle = before.bundle
+    else:
+        bundle = load_bundle(folder)
+        bundle.offer_scorer  # noqa: B018 - refuses a propensity model that does not fit the profiles
+    bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
+    shaper = Shaper(bundle, bound_catalogue.offer_ids)
+    return State(bundle, bound_catalogue, bound_policy, shaper)
+
+
+class Runtime:
+    """The state and the store of one running server; safe to share between threads."""
+
+    def __init__(self, project_dir: Path, metrics: Metrics, clock: Clock | None) -> None:
+        self.project_dir = project_dir
+        self.clock: Clock = clock or (lambda: datetime.now(UTC))
+        self._metrics = metrics
+        self._state: State | None = None
+        self._store: Store | None = None
+        self._seen: object = None
+        self._lock = threading.Lock()
+        self._faults: dict[str, str] = {}
+
+    def open(self) -> None:
+        """Load what there is; what is missing or broken shows in `parts`."""
+        self.reload()
+        try:
+            self.store()
+        except StoreError as error:
+            log("store unavailable", level=logging.ERROR, error=str(error))
+
+    def close(self) -> None:
+        """Let go of the store, after the writes that wait."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    def state(self) -> State:
+        """Return the state in use.
+
+        Raises
+        ------
+        Problem: ``not-ready`` while there is none.
+        """
+        if self._state is None:
+            raise Problem("not-ready", "No verified models, profiles, catalogue and policy yet.")
+        return self._state
+
+    def store(self) -> Store:
+        """Return the store, opening it where that failed before.
+
+        Raises
+        ------
+        StoreError: it cannot be opened now.
+        """
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self.project_dir)
+            return self._store
+
+    def reload(self) -> None:
+        """Take up a new bundle, catalogue or policy if there is one and it is sound."""
+        seen = self._fingerprint()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            state = load_state(self.project_dir, self._state)
+        except NextbestError as error:
+            part = "bundle" if isinstance(error, ArtifactError) else "configuration"
+            self._faults = {part: str(error)}
+            self._metrics.reload_failures.inc()
+            log("reload refused", level=logging.ERROR, part=part, error=str(error))
+            return
+        self._faults = {}
+        self._state = state
+        self._metrics.use(state.bundle.id, state.offers.content_hash, state.rules.content_hash)
+        log(
+            "serving",
+            bundle=state.bundle.id,
+            catalogue=state.offers.content_hash,
+            policy=state.rules.content_hash,
+        )
+
+    def parts(self) -> dict[str, tuple[bool, str]]:
+        """Say of each part whether it is ready, and why not or what it is."""
+        state = self._state
+        found = {}
+        for part in ("bundle", "configuration"):
+            fault = self._faults.get(part)
+            if state is None:
+                found[part] = (False, fault or "not loaded; the other part was refused")
+            elif fault is not None:
+                found[part] = (True, f"the last good one stays; the new one was refused: {fault}")
+            elif part == "bundle":
+                detail = f"{state.bundle.id}, profiles as of {state.bundle.as_of.isoformat()}"
+                found[part] = (True, detail)
+            else:
+                detail = (
+                    f"catalogue {state.offers.content_hash[:16]}, "
+                    f"policy {state.rules.content_hash[:16]}"
+                )
+                found[part] = (True, detail)
+        found["store"] = self._store_part()
+        for part, (ready, _) in found.items():
+            self._metrics.ready.labels(part).set(ready)
+        return found
+
+    def measure(self) -> None:
+        """Bring the metrics up to date that change by themselves: ages and readiness."""
+        self.parts()
+        state = self._state
+        if state is not None:
+            now = self.clock()
+            self._metrics.bundle_age.set((now - state.bundle.created_at).total_seconds())
+            age = state.moment(self.clock) - state.bundle.as_of
+            self._metrics.profile_age.set(age.total_seconds())
+
+    def _store_part(self) -> tuple[bool, str]:
+        try:
+            self.store().ping()
+        except StoreError as error:
+            return False, str(error)
+        return True, "reads and writes"
+
+    def _fingerprint(self) -> object:
+        """Return what changes whenever one of the files does that a state is made of."""
+        files = [
+            serving_dir(self.project_dir) / "current.json",
+            self.project_dir / "serving" / "offers.toml",
+            self.project_dir / "serving" / "policy.toml",
+        ]
+        stats = []
+        for path in files:
+            try:
+                stat = path.stat()
+                stats.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+            except OSError:
+                stats.append((0, 0, 0))
+        return stats

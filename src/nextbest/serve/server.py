@@ -1,0 +1,145 @@
+"""Start the API as a process, refusing what would let strangers in or could not decide."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from nextbest.errors import UsageError
+from nextbest.serve.runtime import load_state, open_store
+
+__all__ = ["bind_socket", "check_start", "run_server"]
+
+
+def run_server(
+    project_dir: Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    insecure: bool = False,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve a project until interrupted.
+
+    Parameters
+    ----------
+    project_dir : the folder with ``serving/`` and ``.nextbest/``.
+    host, port : where to listen; port 0 takes a free one.
+    workers : number of processes; they share the port and the store.
+    insecure : no API keys. Only on the loopback interface.
+    announce : told the address once the server listens.
+
+    Raises
+    ------
+    UsageError: not allowed to start like this, or the address cannot be used.
+    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    """
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    check_start(project_dir, host, workers, insecure)
+    listening = bind_socket(host, port)
+    real_port = listening.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    os.environ["NEXTBEST_PROJECT"] = str(project_dir.resolve())
+    os.environ["NEXTBEST_INSECURE"] = "1" if insecure else "0"
+    # The log of uvicorn names paths, and a path may name a customer; ours does not.
+    config = uvicorn.Config(
+        "nextbest.serve.server:app",
+        factory=True,
+        workers=workers,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        timeout_worker_healthcheck=30,  # a busy machine is no reason to kill a worker
+    )
+    announce(f"http://{shown}:{real_port}")
+    with suppress(KeyboardInterrupt), listening:
+        if workers == 1:
+            uvicorn.Server(config).run(sockets=[listening])
+        else:
+            Multiprocess(config, sockets=[listening]).run()
+
+
+def app() -> object:
+    """Return the app of the project that the environment names; each worker calls this."""
+    from nextbest.serve.api import create_app
+
+    insecure = os.environ.get("NEXTBEST_INSECURE") == "1"
+    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure)
+
+
+def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> None:
+    """Refuse to start where strangers could come in, or nothing could be decided.
+
+    Raises
+    ------
+    UsageError: insecure beyond the loopback interface, or no API key to come in with.
+    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    """
+    if workers < 1:
+        raise UsageError(
+            "--workers", "there is nobody to work", expected="1 or more", got=str(workers)
+        )
+    if insecure and not _is_loopback(host):
+        raise UsageError(
+            "--insecure",
+            "without API keys everybody who reaches the server may use it",
+            expected="a loopback host such as 127.0.0.1",
+            got=host,
+            action="Leave out --insecure, or leave out --host",
+        )
+    load_state(project_dir)
+    store = open_store(project_dir)
+    try:
+        valid = [key for key in store.api_keys() if key.revoked_at is None]
+    finally:
+        store.close()
+    if not insecure and not valid:
+        raise UsageError(
+            "serve",
+            "there is no API key, so nobody could use the server",
+            expected="at least one valid key",
+            action="Make one: `nextbest keys create --scope decide --name web`; "
+            "or, on your own machine, use --insecure",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the address; port 0 takes a free one.
+
+    Raises
+    ------
+    UsageError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named, or asyncio would leave Nagle's algorithm on.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2_048)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise UsageError(
+            "--host, --port",
+            f"{host}:{port} cannot be used",
+            expected="an address of this machine and a free port (0 takes any)",
+            got=getattr(error, "strerror", None) or str(error),
+        ) from None
+    listening.set_inheritable(True)
+    return listening

@@ -1,0 +1,462 @@
+"""What was decided and what came of it, kept durably: the only module that speaks to a database.
+
+SQLite in WAL mode by default, any other database that SQLAlchemy knows by URL. A write is durable
+when the call returns: the commit has reached the disk. Writes of one process share transactions
+(``writer.py``), because the disk's flush, not the insert, is what a decision waits for.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from nextbest.errors import StoreError
+from nextbest.serve.records import (
+    ApiKey,
+    Contacts,
+    DecisionRecord,
+    Outcome,
+    Outcomes,
+    OutcomeStatus,
+    StoredDecision,
+    naive_utc,
+)
+from nextbest.serve.writer import GroupWriter, WriterClosedError, WriterFullError
+
+__all__ = ["Store"]
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_MS = 5_000
+# SQLite allows 32,766 bound values in one statement; other databases fewer than 65,536.
+IN_LIMIT = 10_000
+
+T = TypeVar("T")
+
+_METADATA = sa.MetaData()
+_SCHEMA = sa.Table("schema_version", _METADATA, sa.Column("version", sa.Integer, nullable=False))
+_DECISIONS = sa.Table(
+    "decisions",
+    _METADATA,
+    sa.Column("decision_id", sa.String(64), primary_key=True),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("decided_at", sa.DateTime, nullable=False),
+    sa.Column("channel", sa.String(128), nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("idempotency_key", sa.String(160), unique=True),
+    sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+    sa.Index("decisions_by_customer", "customer_id", "decided_at"),
+)
+# One row for each offer that a decision chose: the contact log that caps and cool-offs read.
+_CONTACTS = sa.Table(
+    "contacts",
+    _METADATA,
+    sa.Column("decision_id", sa.String(64), sa.ForeignKey("decisions.decision_id")),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("offer_id", sa.String(128), nullable=False),
+    sa.Column("channel", sa.String(128), nullable=False),
+    sa.Column("contacted_at", sa.DateTime, nullable=False),
+    sa.PrimaryKeyConstraint("decision_id", "rank"),
+    sa.Index("contacts_by_customer", "customer_id", "contacted_at"),
+)
+_OUTCOMES = sa.Table(
+    "outcomes",
+    _METADATA,
+    sa.Column("outcome_id", sa.String(128), primary_key=True),
+    sa.Column("decision_id", sa.String(64)),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("offer_id", sa.String(128)),
+    sa.Column("outcome_type", sa.String(32), nullable=False),
+    sa.Column("occurred_at", sa.DateTime, nullable=False),
+    sa.Column("value", sa.Float(53)),
+    sa.Column("received_at", sa.DateTime, nullable=False),
+    sa.Column("content_hash", sa.String(64), nullable=False),
+    sa.Index("outcomes_by_customer", "customer_id", "occurred_at"),
+    sa.Index("outcomes_by_decision", "decision_id"),
+)
+_KEYS = sa.Table(
+    "api_keys",
+    _METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("scopes", sa.String(128), nullable=False),
+    sa.Column("secret_hash", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("revoked_at", sa.DateTime),
+)
+
+
+class Store:
+    """Decisions, outcomes and API keys behind one door; safe to share between threads.
+
+    Parameters
+    ----------
+    url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db``.
+
+    Raises
+    ------
+    StoreError: the database cannot be opened, written or read, is held by somebody else for more
+        than five seconds, or was made by a newer nextbest.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._url = sa.make_url(url)
+            self._where = "store " + self._url.render_as_string(hide_password=True)
+            self._insert = _insert_for(self._url.get_backend_name())
+            self._engine = self._make_engine()
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise StoreError(
+                "store",
+                "the database URL cannot be used",
+                expected="an SQLite or PostgreSQL URL whose driver is installed",
+                got=str(error).split("\n")[0],
+                action="Unset NEXTBEST_STORE to use the project's own SQLite file",
+            ) from error
+        try:
+            self._create()
+        except BaseException:
+            self._engine.dispose()
+            raise
+        self._writer = GroupWriter(self._transaction)
+
+    @classmethod
+    def at(cls, path: Path) -> Store:
+        """Open (or make) the SQLite store in the file ``path``."""
+        url = sa.URL.create("sqlite", database=str(path.absolute()))
+        return cls(url.render_as_string(hide_password=False))
+
+    # --- decisions ---------------------------------------------------------------------------
+
+    def record_decisions(self, records: Sequence[DecisionRecord]) -> list[StoredDecision]:
+        """Keep decisions, all or none, and return what the store now holds for each.
+
+        Where an idempotency key was already taken the earlier decision comes back instead: its
+        ``decision_id`` differs from the one offered and its ``request_hash`` tells whether the
+        question was the same.
+        """
+        rows = [record.row() for record in records]
+        return self._write(lambda to: _keep_decisions(to, self._insert, records, rows))
+
+    def decision(self, decision_id: str) -> StoredDecision | None:
+        """Return one stored decision, or None."""
+        with self._read() as connection:
+            query = sa.select(_DECISIONS).where(_DECISIONS.c.decision_id == decision_id)
+            row = connection.execute(query).first()
+        return None if row is None else _stored(row)
+
+    def decisions_by_keys(self, keys: Sequence[str]) -> dict[str, StoredDecision]:
+        """Return the decisions made under these idempotency keys, by key."""
+        with self._read() as connection:
+            return _by_key(connection, keys)
+
+    def chosen(self, decision_ids: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Return, for each known decision, its customer and the offers it chose by rank."""
+        with self._read() as connection:
+            owners = sa.select(_DECISIONS.c.decision_id, _DECISIONS.c.customer_id)
+            found: dict[str, tuple[str, list[str]]] = {
+                row.decision_id: (row.customer_id, [])
+                for row in _rows_in(connection, owners, _DECISIONS.c.decision_id, decision_ids)
+            }
+            offers = sa.select(_CONTACTS.c.decision_id, _CONTACTS.c.offer_id)
+            offers = offers.order_by(_CONTACTS.c.decision_id, _CONTACTS.c.rank)
+            for row in _rows_in(connection, offers, _CONTACTS.c.decision_id, list(found)):
+                found[row.decision_id][1].append(row.offer_id)
+        return {key: (customer, tuple(ranked)) for key, (customer, ranked) in found.items()}
+
+    def history(self, customer_ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
+        """Return past contacts and outcomes of these customers (None: of all), oldest first."""
+        contacts = sa.select(
+            _CONTACTS.c.customer_id,
+            _CONTACTS.c.offer_id,
+            _CONTACTS.c.channel,
+            _CONTACTS.c.contacted_at,
+        ).order_by(_CONTACTS.c.contacted_at, _CONTACTS.c.decision_id, _CONTACTS.c.rank)
+        outcomes = (
+            sa.select(
+                _OUTCOMES.c.customer_id,
+                _OUTCOMES.c.offer_id,
+                _DECISIONS.c.channel,
+                _OUTCOMES.c.outcome_type,
+                _OUTCOMES.c.occurred_at,
+            )
+            .outerjoin(_DECISIONS, _DECISIONS.c.decision_id == _OUTCOMES.c.decision_id)
+            .order_by(_OUTCOMES.c.occurred_at, _OUTCOMES.c.outcome_id)
+        )
+        with self._read() as connection:
+            said = list(_rows_in(connection, contacts, _CONTACTS.c.customer_id, customer_ids))
+            seen = list(_rows_in(connection, outcomes, _OUTCOMES.c.customer_id, customer_ids))
+        return Contacts(*_columns(said, 4)), Outcomes(*_columns(seen, 5))
+
+    # --- outcomes ----------------------------------------------------------------------------
+
+    def record_outcomes(self, outcomes: Sequence[Outcome]) -> list[OutcomeStatus]:
+        """Keep outcomes once each and return the status of each, in order."""
+        return self._write(lambda to: _keep_outcomes(to, self._insert, outcomes))
+
+    def outcomes(
+        self, *, customer_id: str | None = None, decision_id: str | None = None
+    ) -> list[Outcome]:
+        """Return the outcomes of a customer or of a decision, oldest first."""
+        query = sa.select(_OUTCOMES).order_by(_OUTCOMES.c.occurred_at, _OUTCOMES.c.outcome_id)
+        if customer_id is not None:
+            query = query.where(_OUTCOMES.c.customer_id == customer_id)
+        if decision_id is not None:
+            query = query.where(_OUTCOMES.c.decision_id == decision_id)
+        with self._read() as connection:
+            return [
+                Outcome(
+                    outcome_id=row.outcome_id,
+                    customer_id=row.customer_id,
+                    offer_id=row.offer_id,
+                    outcome_type=row.outcome_type,
+                    occurred_at=row.occurred_at.replace(tzinfo=UTC),
+                    value=row.value,
+                    decision_id=row.decision_id,
+                )
+                for row in connection.execute(query)
+            ]
+
+    # --- API keys ----------------------------------------------------------------------------
+
+    def add_key(self, key: ApiKey) -> None:
+        """Keep a new API key."""
+        row = {
+            "key_id": key.key_id,
+            "name": key.name,
+            "scopes": " ".join(key.scopes),
+            "secret_hash": key.secret_hash,
+            "created_at": naive_utc(key.created_at),
+        }
+        self._write(lambda to: to.execute(sa.insert(_KEYS), row).rowcount)
+
+    def api_keys(self, key_id: str | None = None) -> list[ApiKey]:
+        """Return every API key (or the one of this id), oldest first, revoked ones included."""
+        query = sa.select(_KEYS).order_by(_KEYS.c.created_at, _KEYS.c.key_id)
+        if key_id is not None:
+            query = query.where(_KEYS.c.key_id == key_id)
+        with self._read() as connection:
+            return [
+                ApiKey(
+                    key_id=row.key_id,
+                    name=row.name,
+                    scopes=tuple(row.scopes.split()),
+                    secret_hash=row.secret_hash,
+                    created_at=row.created_at.replace(tzinfo=UTC),
+                    revoked_at=row.revoked_at.replace(tzinfo=UTC) if row.revoked_at else None,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def revoke_key(self, key_id: str) -> bool:
+        """Revoke a key; False when no key of that id was still valid."""
+        change = (
+            sa.update(_KEYS)
+            .where(_KEYS.c.key_id == key_id, _KEYS.c.revoked_at.is_(None))
+            .values(revoked_at=_now())
+        )
+        return self._write(lambda to: to.execute(change).rowcount) == 1
+
+    # --- opening, reading, writing -----------------------------------------------------------
+
+    def ping(self) -> None:
+        """Raise StoreError unless the store takes a write lock and answers right now."""
+        self._write(lambda to: to.execute(sa.select(_SCHEMA.c.version)).scalar())
+
+    def close(self) -> None:
+        """Finish the writes that wait, then let go of the database."""
+        self._writer.close()
+        self._engine.dispose()
+
+    def _make_engine(self) -> sa.Engine:
+        # Every request thread may read at once (AnyIO runs 40), beside the writer.
+        if self._url.get_backend_name() != "sqlite":
+            return sa.create_engine(self._url, pool_size=8, max_overflow=40, pool_pre_ping=True)
+        try:
+            Path(self._url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._error("cannot be opened", error) from error
+        engine = sa.create_engine(self._url, pool_size=8, max_overflow=40)
+
+        @event.listens_for(engine, "connect")
+        def _connect(connection: Any, _: object) -> None:
+            # We say BEGIN ourselves (below): the driver's own guess starts transactions too late.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            # A writer takes the lock at once: upgrading a read in mid-transaction can only fail.
+            write = connection.get_execution_options().get("nextbest_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        return engine
+
+    def _create(self) -> None:
+        with self._wrapped("cannot be opened"), self._transaction() as connection:
+            _METADATA.create_all(connection)
+            found = connection.execute(sa.select(sa.func.max(_SCHEMA.c.version))).scalar()
+            if found is None:
+                connection.execute(sa.insert(_SCHEMA), {"version": SCHEMA_VERSION})
+        if found is not None and found > SCHEMA_VERSION:
+            raise StoreError(
+                self._where,
+                "it was made by a newer nextbest",
+                expected=f"schema version {SCHEMA_VERSION} or older",
+                got=str(found),
+                action="Upgrade nextbest, or point NEXTBEST_STORE at another store",
+            )
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with self._wrapped("cannot be read"), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with self._engine.execution_options(nextbest_write=True).begin() as connection:
+            yield connection
+
+    def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` in the writer's next transaction and return when it is on disk."""
+        try:
+            done = self._writer.submit(work)
+        except (WriterClosedError, WriterFullError) as error:
+            raise self._error("cannot be written", error) from error
+        with self._wrapped("cannot be written"):
+            return done.result()
+
+    @contextmanager
+    def _wrapped(self, problem: str) -> Iterator[None]:
+        # The PRAGMAs of a new connection raise the driver's own errors.
+        try:
+            yield
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise self._error(problem, error) from error
+
+    def _error(self, problem: str, error: Exception) -> StoreError:
+        cause = getattr(error, "orig", None) or error
+        return StoreError(
+            self._where,
+            problem,
+            got=str(cause).split("\n")[0],
+            action="Check disk space, permissions and other processes that hold it; then try again",
+        )
+
+
+def _insert_for(backend: str) -> Callable[[sa.Table], Any]:
+    """Return what builds an insert that leaves alone the rows whose key is already there."""
+    makers: dict[str, Callable[[sa.Table], Any]] = {
+        "sqlite": lambda table: sqlite.insert(table).on_conflict_do_nothing(),
+        "postgresql": lambda table: postgresql.insert(table).on_conflict_do_nothing(),
+    }
+    if backend not in makers:
+        raise ArgumentError(f"no support for {backend}")
+    return makers[backend]
+
+
+def _now() -> datetime:
+    return naive_utc(datetime.now(UTC))
+
+
+def _stored(row: Any) -> StoredDecision:
+    return StoredDecision(
+        row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
+    )
+
+
+def _by_key(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
+    found = _rows_in(connection, sa.select(_DECISIONS), _DECISIONS.c.idempotency_key, keys)
+    return {row.idempotency_key: _stored(row) for row in found}
+
+
+def _rows_in(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    column: sa.ColumnElement[Any],
+    values: Sequence[str] | None,
+) -> Iterator[Any]:
+    """Yield the rows whose column is among the values, in portions a database accepts."""
+    if values is None:
+        yield from connection.execute(query)
+        return
+    for start in range(0, len(values), IN_LIMIT):
+        yield from connection.execute(query.where(column.in_(values[start : start + IN_LIMIT])))
+
+
+def _columns(rows: Sequence[Any], width: int) -> tuple[tuple[Any, ...], ...]:
+    return tuple(zip(*rows, strict=True)) if rows else ((),) * width
+
+
+def _keep_decisions(
+    connection: sa.Connection,
+    insert: Callable[[sa.Table], Any],
+    records: Sequence[DecisionRecord],
+    rows: Sequence[dict[str, Any]],
+) -> list[StoredDecision]:
+    if not records:
+        return []
+    connection.execute(insert(_DECISIONS), rows)
+    # Read back who holds each key: another request, or another server, may have been first.
+    keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
+    holders = _by_key(connection, keys) if keys else {}
+    kept = [
+        holders.get(record.idempotency_key or "")
+        or StoredDecision(
+            record.decision_id, record.customer_id, record.request_hash, record.record
+        )
+        for record in records
+    ]
+    contacts = [
+        row
+        for record, holder in zip(records, kept, strict=True)
+        if holder.decision_id == record.decision_id
+        for row in record.contact_rows()
+    ]
+    if contacts:
+        connection.execute(insert(_CONTACTS), contacts)
+    return kept
+
+
+def _keep_outcomes(
+    connection: sa.Connection, insert: Callable[[sa.Table], Any], outcomes: Sequence[Outcome]
+) -> list[OutcomeStatus]:
+    if not outcomes:
+        return []
+    received_at = _now()
+    rows: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        rows.setdefault(outcome.outcome_id, {**outcome.row(), "received_at": received_at})
+    write = insert(_OUTCOMES).returning(_OUTCOMES.c.outcome_id)
+    new = set(connection.execute(write, list(rows.values())).scalars())
+    query = sa.select(_OUTCOMES.c.outcome_id, _OUTCOMES.c.content_hash)
+    kept = {
+        row.outcome_id: row.content_hash
+        for row in _rows_in(connection, query, _OUTCOMES.c.outcome_id, list(rows))
+    }
+    statuses: list[OutcomeStatus] = []
+    for outcome in outcomes:
+        if kept[outcome.outcome_id] != outcome.content_hash:
+            statuses.append("conflict")
+        elif outcome.outcome_id in new:
+            statuses.append("stored")
+            new.discard(outcome.outcome_id)
+        else:
+            statuses.append("duplicate")
+    return statuses

@@ -1,0 +1,97 @@
+"""Group commit: one thread writes for all, so that one flush to disk serves everyone who waits."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
+
+__all__ = ["GroupWriter", "WriterClosedError", "WriterFullError"]
+
+GROUP_LIMIT = 256
+QUEUE_LIMIT = 4_096
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+class WriterClosedError(Exception):
+    """The writer was closed before this work was handed in."""
+
+
+class WriterFullError(Exception):
+    """More work waits than the disk can take; refusing now is better than collapsing later."""
+
+
+class GroupWriter(Generic[C]):
+    """Runs pieces of work in shared transactions, in the order in which they were handed in.
+
+    Parameters
+    ----------
+    transaction: opens a transaction that commits durably on leaving and rolls back on an error.
+        Work may run twice when a neighbour in its group fails, so it must change nothing else.
+    """
+
+    def __init__(self, transaction: Callable[[], AbstractContextManager[C]]) -> None:
+        self._transaction = transaction
+        self._jobs: queue.Queue[tuple[Callable[[C], Any], Future[Any]] | None]
+        self._jobs = queue.Queue(QUEUE_LIMIT)
+        self._gate = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[C], T]) -> Future[T]:
+        """Queue ``work``; the future resolves when its transaction is on disk."""
+        done: Future[T] = Future()
+        with self._gate:
+            if self._closed:
+                raise WriterClosedError("the store is closed")
+            try:
+                self._jobs.put_nowait((work, done))
+            except queue.Full:
+                raise WriterFullError(f"{QUEUE_LIMIT} writes wait already") from None
+        return done
+
+    @property
+    def depth(self) -> int:
+        """Return how many pieces of work wait."""
+        return self._jobs.qsize()
+
+    def close(self) -> None:
+        """Finish what waits, then stop."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        last = False
+        while not last:
+            waiting = [self._jobs.get()]
+            while len(waiting) < GROUP_LIMIT and not self._jobs.empty():
+                waiting.append(self._jobs.get())
+            last = waiting[-1] is None
+            jobs = [job for job in waiting if job is not None]
+            if jobs:
+                self._run(jobs)
+
+    def _run(self, jobs: Sequence[tuple[Callable[[C], Any], Future[Any]]]) -> None:
+        try:
+            with self._transaction() as connection:
+                results = [work(connection) for work, _ in jobs]
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0][1].set_exception(error)
+                return
+            # One job's fault must not refuse the others: each goes alone.
+            for job in jobs:
+                self._run([job])
+            return
+        for (_, done), result in zip(jobs, results, strict=True):
+            done.set_result(result)

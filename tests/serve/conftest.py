@@ -1,0 +1,64 @@
+"""Fixtures around the small shop of ``shop.py``: artefacts, a project, a running app."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import shop
+from fastapi.testclient import TestClient
+
+from nextbest.data.profiles import Profiles
+from nextbest.serve.api import create_app
+from nextbest.serve.bundle import write_bundle
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and profiles, trained once: propensity, churn, and a second propensity."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    frames = shop.frames()
+    shop.save_propensity(folder / "propensity", frames)
+    shop.save_propensity(folder / "propensity-2", frames, seed=2)
+    churn = shop.save_churn(folder / "churn", frames)
+    shop.make_profiles(frames, churn).save(folder / "profiles")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def template(artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = tmp_path_factory.mktemp("template")
+    (project / "serving").mkdir()
+    (project / "serving" / "offers.toml").write_text(shop.OFFERS)
+    (project / "serving" / "policy.toml").write_text(shop.POLICY)
+    profiles = Profiles.open(artefacts / "profiles")
+    write_bundle(project / ".nextbest" / "serving", shop.sources(artefacts), profiles)
+    return project
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Path:
+    """A project of its own for each test, ready to serve."""
+    return Path(shutil.copytree(template, tmp_path / "shop"))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., TestClient]]:
+    """Start the app of a project (as often as asked); everything stops after the test."""
+    with ExitStack() as running:
+
+        def start(project: Path, *, insecure: bool = True) -> TestClient:
+            app = create_app(project, insecure=insecure, clock=lambda: shop.NOW)
+            client = TestClient(app, raise_server_exceptions=False)
+            return running.enter_context(client)
+
+        yield start
+
+
+@pytest.fixture
+def client(project: Path, serve: Callable[..., TestClient]) -> TestClient:
+    """The app of a fresh project, open to everybody."""
+    return serve(project)
