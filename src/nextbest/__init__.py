@@ -1,0 +1,106 @@
+"""nextbest: the next best offer for each customer, and proof of what it was worth.
+
+The names here are what a project's own rooms may import. They load when first used, so that
+`import nextbest` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nextbest.data.features import (
+        Block,
+        Feature,
+        FeatureGroup,
+        Past,
+        feature_group,
+        select,
+        summarise,
+        total,
+    )
+    from nextbest.data.labels import FutureValue, NoPurchase, Response, TopShareOfValue
+    from nextbest.errors import NextbestError
+    from nextbest.learn.baselines import RunRate, SingleFeature, TypeRateTimesHistory
+    from nextbest.learn.clv import (
+        BetaGeoNBD,
+        CustomerLifetimeValue,
+        GammaGamma,
+        ModifiedBetaGeoNBD,
+        ParetoNBD,
+    )
+    from nextbest.learn.estimators import SignedLog1p, blend, linear
+    from nextbest.learn.model import Model
+    from nextbest.serve import create_app
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BetaGeoNBD": "nextbest.learn.clv",
+    "Block": "nextbest.data.features",
+    "CustomerLifetimeValue": "nextbest.learn.clv",
+    "Feature": "nextbest.data.features",
+    "FeatureGroup": "nextbest.data.features",
+    "FutureValue": "nextbest.data.labels",
+    "GammaGamma": "nextbest.learn.clv",
+    "Model": "nextbest.learn.model",
+    "ModifiedBetaGeoNBD": "nextbest.learn.clv",
+    "NextbestError": "nextbest.errors",
+    "NoPurchase": "nextbest.data.labels",
+    "ParetoNBD": "nextbest.learn.clv",
+    "Past": "nextbest.data.features",
+    "Response": "nextbest.data.labels",
+    "RunRate": "nextbest.learn.baselines",
+    "SignedLog1p": "nextbest.learn.estimators",
+    "SingleFeature": "nextbest.learn.baselines",
+    "TopShareOfValue": "nextbest.data.labels",
+    "TypeRateTimesHistory": "nextbest.learn.baselines",
+    "blend": "nextbest.learn.estimators",
+    "create_app": "nextbest.serve",
+    "feature_group": "nextbest.data.features",
+    "linear": "nextbest.learn.estimators",
+    "select": "nextbest.data.features",
+    "summarise": "nextbest.data.features",
+    "total": "nextbest.data.features",
+}
+
+__all__ = [
+    "BetaGeoNBD",
+    "Block",
+    "CustomerLifetimeValue",
+    "Feature",
+    "FeatureGroup",
+    "FutureValue",
+    "GammaGamma",
+    "Model",
+    "ModifiedBetaGeoNBD",
+    "NextbestError",
+    "NoPurchase",
+    "ParetoNBD",
+    "Past",
+    "Response",
+    "RunRate",
+    "SignedLog1p",
+    "SingleFeature",
+    "TopShareOfValue",
+    "TypeRateTimesHistory",
+    "__version__",
+    "blend",
+    "create_app",
+    "feature_group",
+    "linear",
+    "select",
+    "summarise",
+    "total",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nextbest' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,431 @@
+"""The command line: thin commands over the jobs, with messages a person can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nextbest import __version__
+from nextbest.errors import NextbestError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+app = typer.Typer(
+    name="nextbest",
+    help="The next best offer for each customer, and proof of what it was worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+keys_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+ProjectDir = Annotated[
+    Path, typer.Option("--project", help="Folder of the project.", show_default="this folder")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+HERE = Path()
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 1 refused or failed, 2 misuse."""
+    # One thread for linear algebra: the jobs are many small fits, and idle threads that spin for
+    # work make them several times slower on few cores.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    try:
+        app()
+    except NextbestError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print(
+            "nextbest: interrupted; what was finished is kept, nothing half done is used.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("NEXTBEST_DEBUG"):
+            raise
+        print(
+            f"nextbest: unexpected {type(error).__name__}: {error}\n"
+            "This is a fault of nextbest. Run again with NEXTBEST_DEBUG=1 for the details to report.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _fail(error: NextbestError) -> None:
+    if "--json" in sys.argv:
+        faults = [{**vars(f), "message": str(f)} for f in error.faults]
+        print(json.dumps({"error": {"code": error.code, "faults": faults}}, indent=1))
+    for fault in error.faults:
+        print(f"nextbest: {fault}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _show(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str, allow_nan=False))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"nextbest {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The next best offer for each customer, and proof of what it was worth."""
+
+
+@app.command()
+def init(directory: Annotated[Path, typer.Argument(help="New or empty folder.")]) -> None:
+    """Copy the three rooms of the reference project into a new folder."""
+    from nextbest.project import init as copy
+
+    made = copy(directory)
+    print(f"Made {', '.join(str(m) for m in made)}.")
+    print(
+        f"Next: map your data in {directory}/training/sources.py, then `nextbest check --project {directory}`."
+    )
+
+
+@app.command()
+def check(
+    project: ProjectDir = HERE,
+    json_: Json = False,
+    data: Annotated[bool, typer.Option(help="Also read and check the data.")] = True,
+) -> None:
+    """Report every fault in the project and its data at once."""
+    from nextbest import jobs, show
+    from nextbest.project import Project
+
+    with show.steps(quiet=json_) as step:
+        step("check definitions and data" if data else "check definitions")
+        report = jobs.check_project(Project.open(project), data=data)
+    if json_:
+        _show(report.to_dict())
+    else:
+        if report.history is not None:
+            _console().print(show.tables(report.history.reports))
+        for fault in report.faults:
+            print(f"✗ {fault}")
+        print(f"{len(report.faults)} faults." if report.faults else "No faults.")
+    if report.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def features(project: ProjectDir = HERE, json_: Json = False) -> None:
+    """List every feature: name, meaning, unit, source."""
+    from nextbest import jobs, show
+    from nextbest.project import Project
+
+    opened = Project.open(project)
+    with show.steps(quiet=json_) as step:
+        step("look at the data's columns")
+        found, missing = jobs.features(opened, opened.history())
+    if json_:
+        _show({"features": [vars(f) for f in found], "unavailable": list(missing)})
+        return
+    _console().print(show.features(found))
+    for group in missing:
+        print(f"not available: {group}")
+
+
+@app.command()
+def train(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models; all if none is named.")
+    ] = None,
+    project: ProjectDir = HERE,
+    json_: Json = False,
+) -> None:
+    """Train models, test them beside their baselines, and register new versions."""
+    from nextbest import jobs, show
+    from nextbest.project import Project
+
+    opened = Project.open(project)
+    for name in models or []:
+        opened.model(name)
+    with show.steps(quiet=json_) as step:
+        step("read and check the data")
+        history = opened.history()
+        results = jobs.train(opened, models or [], history, opened.registry(), step)
+    if json_:
+        _show({"trained": [r.to_dict() for r in results]})
+        return
+    _console().print(show.trained(results))
+    for result in results:
+        print(f"{result.model.name} version {result.version} {result.verdict}.")
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Argument(help="Model to compare versions of.")],
+    versions: Annotated[
+        list[str] | None, typer.Argument(help="Numbers or aliases; all if none.")
+    ] = None,
+    project: ProjectDir = HERE,
+    json_: Json = False,
+) -> None:
+    """Set versions of a model side by side with their baseline."""
+    from nextbest.learn import compare as comparing
+    from nextbest.project import Project
+
+    opened = Project.open(project)
+    opened.model(model)
+    found = comparing.compare(opened.registry(), model, versions or None)
+    if json_:
+        _show(found)
+        return
+    _console().print(comparing.table(found))
+    print(found["verdict"])
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="Model.")],
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; the newest if none.")
+    ] = None,
+    project: ProjectDir = HERE,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote although a gate refuses.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="Kept with the version; required by --force.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Make a version champion, if its gates allow."""
+    from nextbest import jobs
+    from nextbest.project import Project
+
+    if force and not reason:
+        raise UsageError("--force", "it needs a reason", expected="--reason TEXT, which is kept")
+    opened = Project.open(project)
+    promoted, gates = jobs.promote(
+        opened, model, opened.registry(), version, force=force, reason=reason
+    )
+    if json_:
+        _show({"model": model, "version": promoted.version, "gates": [g.to_dict() for g in gates]})
+        return
+    for gate in gates:
+        print(f"{'✓' if gate.passed else '✗'} {gate.gate}: {gate.message}")
+    print(f"{model} version {promoted.version} is champion. Run `nextbest refresh` to serve it.")
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Model.")],
+    project: ProjectDir = HERE,
+    reason: Annotated[str | None, typer.Option(help="Kept with the version.")] = None,
+    json_: Json = False,
+) -> None:
+    """Give the champion's place back to the version that held it before."""
+    from nextbest.project import Project
+
+    opened = Project.open(project)
+    opened.model(model)
+    back = opened.registry().rollback(model, reason=reason)
+    if json_:
+        _show({"model": model, "version": back.version})
+        return
+    print(f"{model} version {back.version} is champion again. Run `nextbest refresh` to serve it.")
+
+
+@app.command()
+def refresh(project: ProjectDir = HERE, json_: Json = False) -> None:
+    """Recompute every profile, score it with the champions, and serve that from now on."""
+    from nextbest import jobs, show
+    from nextbest.project import Project
+
+    opened = Project.open(project)
+    with show.steps(quiet=json_) as step:
+        step("read and check the data")
+        result = jobs.refresh(opened, opened.history(), opened.registry(), step)
+    if json_:
+        _show(result.to_dict())
+        return
+    models = ", ".join(f"{n} {v}" for n, v in result.models.items())
+    print(
+        f"{result.customers:,} profiles as of {result.as_of} with models {models}; bundle {result.bundle}."
+    )
+    for name in result.without_champion:
+        print(f"{name} has no champion, so its score is not served. Run `nextbest promote {name}`.")
+
+
+@app.command()
+def decide(
+    project: ProjectDir = HERE,
+    customer: Annotated[str | None, typer.Option(help="One customer; all if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .parquet or .csv file to write.")] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Channel; the policy's only one if not given.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=50, help="Offers per customer.")] = 1,
+    policy: Annotated[Path | None, typer.Option(help="Another policy.toml to decide with.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what became of every offer.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Decide for one customer, or for all of them into a file."""
+    from nextbest import show
+    from nextbest.project import Project
+    from nextbest.serve import batch, decisions, runtime
+
+    opened = Project.open(project)
+    state = runtime.load_state(opened.root, policy_file=policy)
+    situation = batch.situation_for(state, channel, limit=limit)
+    store = runtime.open_store(opened.root)
+    try:
+        if customer is not None:
+            made = decisions.decide_for(
+                state, store, [customer], situation, [f"explain-{customer}"]
+            )
+            record = decisions.record_of(state, made, 0, {}, "").record
+            if json_:
+                _show(
+                    {**record["answer"], "trace": record["trace"]} if explain else record["answer"]
+                )
+            else:
+                for part in show.decision(record, explain=explain):
+                    _console().print(part)
+            return
+        if explain:
+            raise UsageError(
+                "--explain", "it explains one decision", expected="--customer ID with it"
+            )
+        with show.steps(quiet=json_) as step:
+            step("decide for every customer")
+            summary = batch.decide_batch(state, situation, out, store=store)
+    finally:
+        store.close()
+    if json_:
+        _show(summary.to_dict())
+        return
+    _console().print(show.batch(summary.to_dict()))
+    if out is None:
+        print("Nothing was written; name a file with --out.")
+
+
+@app.command()
+def serve(
+    project: ProjectDir = HERE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No API keys; loopback only.")
+    ] = False,
+) -> None:
+    """Start the API (documentation at /docs)."""
+    from nextbest.project import Project
+    from nextbest.serve.server import run_server
+
+    run_server(
+        Project.open(project).root, host, port, workers, insecure,
+        announce=lambda url: print(f"Serving at {url} (documentation: {url}/docs)", flush=True),
+    )  # fmt: skip
+
+
+@app.command()
+def demo(
+    project: ProjectDir = HERE,
+    json_: Json = False,
+) -> None:
+    """Run the whole job on the project's data, from raw history to one served decision."""
+    from nextbest.demo import run
+    from nextbest.project import Project
+
+    run(Project.open(project), as_json=json_)
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="What the key is for, such as web.")],
+    scope: Annotated[list[str], typer.Option(help="decide, outcomes, read or admin; repeatable.")],
+    project: ProjectDir = HERE,
+    json_: Json = False,
+) -> None:
+    """Make an API key; its secret is shown once and kept nowhere."""
+    from nextbest.project import Project
+    from nextbest.serve import auth, runtime
+
+    store = runtime.open_store(Project.open(project).root)
+    try:
+        key, token = auth.create_key(store, name, scope)
+    finally:
+        store.close()
+    if json_:
+        _show({"key_id": key.key_id, "name": key.name, "scopes": list(key.scopes), "token": token})
+        return
+    print(f"{token}\nThis is shown once. Send it as `Authorization: Bearer …` or `X-API-Key: …`.")
+
+
+@keys_app.command("list")
+def keys_list(project: ProjectDir = HERE, json_: Json = False) -> None:
+    """List API keys, without their secrets."""
+    from nextbest.project import Project
+    from nextbest.serve import auth, runtime
+
+    store = runtime.open_store(Project.open(project).root)
+    try:
+        keys = auth.list_keys(store)
+    finally:
+        store.close()
+    rows: list[dict[str, Any]] = [
+        {
+            "key_id": k.key_id, "name": k.name, "scopes": list(k.scopes),
+            "created_at": k.created_at.isoformat(),
+            "revoked_at": k.revoked_at.isoformat() if k.revoked_at else None,
+        }
+        for k in keys
+    ]  # fmt: skip
+    if json_:
+        _show({"keys": rows})
+        return
+    for row in rows:
+        state = f"revoked {row['revoked_at']}" if row["revoked_at"] else "valid"
+        print(f"{row['key_id']}  {row['name']}  {','.join(row['scopes'])}  {state}")
+    if not rows:
+        print("No keys yet. Make one with `nextbest keys create --scope decide --name web`.")
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="Id of the key.")], project: ProjectDir = HERE
+) -> None:
+    """Make a key useless from now on."""
+    from nextbest.project import Project
+    from nextbest.serve import auth, runtime
+
+    store = runtime.open_store(Project.open(project).root)
+    try:
+        auth.revoke_key(store, key_id)
+    finally:
+        store.close()
+    print(f"Key {key_id} is revoked.")
