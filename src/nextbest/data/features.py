@@ -73,7 +73,7 @@ class FeatureGroup:
     live: bool = False
 
     def missing(self, tables: Mapping[str, ir.Table]) -> tuple[str, ...]:
-        """Return which required tables or columns the data lack, as ``table`` or ``table.column``."""
+        """Return what the data lack of it: ``table`` or ``table.column`` names."""
         lacking = []
         for need in (self.source, *self.requires):
             table, _dot, column = need.partition(".")
@@ -238,7 +238,7 @@ def average(value: ir.Value, where: ir.Value | None = None) -> ir.Value:
 
 
 def deviation(value: ir.Value) -> ir.Value:
-    """Sample standard deviation of a column with the exactness of `total`; null below two values."""
+    """Sample standard deviation, as exact as `total`; null below two values."""
     n = value.notnull().sum().cast("float64")
     squares = total(value * value) - total(value) * total(value) / ibis.cases(
         (n > 0, n), else_=None

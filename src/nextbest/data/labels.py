@@ -57,7 +57,7 @@ def _moments(history: History, as_of: Sequence[datetime]) -> ir.Table:
 
 
 def _active(history: History, as_of: Sequence[datetime], active_days: int | None) -> ir.Table:
-    """Customers × moments where the customer has bought before (within ``active_days`` if given)."""
+    """Customers × moments where the customer has bought before (within ``active_days``)."""
     t = history.tables["transactions"]
     bought = t.filter(t.amount >= 0)
     m = _moments(history, as_of)

@@ -1,6 +1,6 @@
 """Profiles: today's features and scores of every customer, memory-mapped for serving.
 
-A profile directory holds plain NumPy arrays (never pickled) and a manifest with the SHA-256 of each.
+A profile directory holds plain NumPy arrays, never pickled, and a manifest with their SHA-256.
 Customers are sorted by id, one matrix row each, so that finding one is a binary search.
 """
 

@@ -117,7 +117,7 @@ def profile(
     as_of: datetime,
     offer_ids: Sequence[str] = (),
 ) -> ProfileFrames:
-    """Return the features of all customers, and of all customers × the given offers, as of one moment.
+    """Return the features of all customers, and of customers × the given offers, as of a moment.
 
     Customers are ordered by id; pairs by customer, then in the order of ``offer_ids``.
     """

@@ -1,8 +1,8 @@
 """Turn scores into probabilities that come true as often as they say.
 
 Four calibrators, all monotone, all plain numbers: none, Platt (1999), isotonic (Zadrozny & Elkan
-2002) and beta (Kull, Silva Filho & Flach 2017). ``choose`` takes the one with the best
-cross-validated log loss.
+2002) and beta (Kull, Silva Filho & Flach 2017). ``choose`` takes the one that
+does best on later rows.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def fit(kind: str, y: npt.ArrayLike, score: npt.ArrayLike) -> Calibrator:
 
 @dataclass(frozen=True)
 class Choice:
-    """The calibrator that was chosen, and the cross-validated log loss of each candidate."""
+    """The calibrator that was chosen, and the log loss of each candidate on later rows."""
 
     calibrator: Calibrator
     log_loss: Mapping[str, float]
@@ -232,36 +232,6 @@ class Choice:
         }
 
 
-def choose(y: npt.ArrayLike, score: npt.ArrayLike, *, folds: int = 5, seed: int = 0) -> Choice:
-    """Choose the calibrator with the lowest cross-validated log loss, and fit it to all rows.
-
-    Parameters: ``y`` (n,) 0 or 1 and ``score`` (n,) in 0-1, both of the validation rows;
-    ``folds`` stratified parts; ``seed`` of the parting. Raises ``DataError`` on empty or one-class
-    input. With fewer than two rows of a class nothing can be compared and none is chosen.
-    """
-    outcome, s = pair(y, score)
-    binary(outcome)
-    probability(s)
-    positives = int(outcome.sum())
-    folds = min(folds, positives, outcome.size - positives)
-    losses = {kind: float("nan") for kind in _FITTERS}
-    if folds < 2:
-        return Choice(NoCalibration(), {}, outcome.size, positives)
-    part = np.empty(outcome.size, dtype=np.intp)
-    rng = np.random.default_rng(seed)
-    for label in (0, 1):
-        rows = np.flatnonzero(outcome == label)
-        part[rng.permutation(rows)] = np.arange(rows.size) % folds
-    for kind, fitter in _FITTERS.items():
-        p = np.empty(outcome.size)
-        for k in range(folds):
-            p[part == k] = fitter(outcome[part != k], s[part != k]).apply(s[part == k])
-        p = np.clip(p, _EDGE, 1 - _EDGE)
-        losses[kind] = float(-np.where(outcome == 1, np.log(p), np.log1p(-p)).mean())
-    best = min(losses, key=lambda kind: losses[kind])
-    return Choice(_FITTERS[best](outcome, s), losses, outcome.size, positives)
-
-
 def _to_base_rate(y: Array, score: Array) -> Array:
     """Shift scores on the log-odds scale until their mean is the outcome rate."""
     s = _clipped(score)
@@ -276,22 +246,27 @@ def _to_base_rate(y: Array, score: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-(logit + low))), dtype=np.float64)
 
 
-def choose_forward(
-    blocks: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], kind: str = "auto"
+def choose(
+    blocks: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    kind: str = "auto",
+    *,
+    level_learned: bool = False,
 ) -> Choice:
     """Choose a calibrator by how it does on *later* rows than those it was fitted to.
 
     Each block is the validation rows of one time fold, earliest first: ``(y (n,), score (n,))``.
-    Its scores are first shifted, on the log-odds scale, to the block's own base rate: levels drift
-    from fold to fold, and the final model, which is fitted to later rows than any fold, has learned
-    its own; what carries over is the shape. Every kind is then fitted on the blocks before and
-    judged on the next. None is kept unless another kind's gain in log loss exceeds its standard
-    error. The chosen kind is fitted to all blocks.
+    Every kind is fitted on the blocks before and judged on the next. None is kept unless another
+    kind's gain in log loss exceeds its standard error. The chosen kind is fitted to all blocks.
 
-    Parameters: ``kind`` auto, or a kind to fit without choosing. Raises ``DataError`` as `fit`.
+    Parameters: ``kind`` auto, or a kind to fit without choosing; ``level_learned`` says that the
+    model's mean score on its own training rows is their rate. Then a block's level is off only by
+    drift since its fold was fitted, which the final model, fitted to later rows, has seen for
+    itself: each block's scores are first shifted, on the log-odds scale, to the block's own rate,
+    and only the shape is learned. Raises ``DataError`` as `fit`.
     """
     pairs = [pair(y, s) for y, s in blocks]
-    usable = [(y, _to_base_rate(y, s)) for y, s in pairs if 0 < y.sum() < y.size]
+    level = _to_base_rate if level_learned else lambda _y, s: s
+    usable = [(y, level(y, s)) for y, s in pairs if 0 < y.sum() < y.size]
     if not usable:
         return Choice(NoCalibration(), {}, sum(y.size for y, _s in pairs), 0)
     all_y, all_s = (np.concatenate(side) for side in zip(*usable, strict=True))

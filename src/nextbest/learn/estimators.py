@@ -23,7 +23,7 @@ MAX_CATEGORIES = 20
 
 
 class SignedLog1p(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Compress long-tailed amounts and counts: ``sign(x) * log(1 + |x|)``; unknown stays unknown."""
+    """Compress long-tailed amounts: ``sign(x) * log(1 + |x|)``; unknown stays unknown."""
 
     def fit(self, X: Any, y: Any = None) -> SignedLog1p:
         """Learn nothing but the number of columns."""

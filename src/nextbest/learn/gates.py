@@ -44,67 +44,54 @@ def judge(
     against_baseline : difference of the primary metric to the baseline on the same rows.
     scale : size of one unit of margin: 1 for a rate, the baseline's own value for an amount.
     """
-    name, more_is_better = PRIMARY[kind]
+    gain = gain_of(kind, against_baseline)
+    margin = gates.baseline_margin * scale
     results = [
-        _difference(
-            "baseline", name, more_is_better, against_baseline, gates.baseline_margin * scale
+        GateResult(
+            "baseline",
+            gain.value > 0 and gain.low >= -margin,
+            f"{_gained(kind, gain, 'the baseline')}; must be above 0, its interval nowhere under "
+            f"{-margin:.4g}",
         )
     ]
     if kind == "probability":
-        enough = counts["n_positive"] >= gates.min_positives
-        results.append(
+        positives, ece = counts["n_positive"], metrics["ece"].value
+        results += [
             GateResult(
                 "min_positives",
-                enough,
-                f"{counts['n_positive']:,} positives in the test slice (needs {gates.min_positives:,})",
-            )
-        )
-        ece = metrics["ece"]
-        results.append(
+                positives >= gates.min_positives,
+                f"{positives:,} positives in the test slice; must be at least {gates.min_positives:,}",
+            ),
             GateResult(
                 "calibration",
-                ece.value <= gates.max_calibration_error,
-                f"calibration error {ece.value:.4f} (may be {gates.max_calibration_error:g})",
-            )
-        )
+                ece <= gates.max_calibration_error,
+                f"calibration error {ece:.4f}; must be {gates.max_calibration_error:g} or less",
+            ),
+        ]
     return tuple(results)
 
 
-def _difference(
-    against: str, metric: str, more_is_better: bool, difference: Metric, margin: float
-) -> GateResult:
-    gain = (
-        difference
-        if more_is_better
-        else Metric(-difference.value, -difference.high, -difference.low)
-    )
-    passed = gain.value > 0 and gain.low >= -margin
-    message = (
-        f"{metric} {'above' if gain.value > 0 else 'below'} the {against}'s by {abs(gain.value):.4g} "
-        f"(interval of the gain {gain.low:+.4g} to {gain.high:+.4g}; "
-        f"must be above 0 and nowhere under {-margin:.4g})"
-        if more_is_better
-        else f"{metric} {'better' if gain.value > 0 else 'worse'} than the {against}'s by "
-        f"{abs(gain.value):.4g} (interval of the gain {gain.low:+.4g} to {gain.high:+.4g}; "
-        f"must be above 0 and nowhere under {-margin:.4g})"
-    )
-    return GateResult(against, passed, message)
-
-
 def against_champion(kind: str, gates: Gates, difference: Metric, scale: float) -> GateResult:
-    """Hold a challenger against the champion on the same test rows: it may not lose beyond a margin."""
-    name, more_is_better = PRIMARY[kind]
-    gain = (
-        difference
-        if more_is_better
-        else Metric(-difference.value, -difference.high, -difference.low)
-    )
-    margin = gates.champion_margin * scale
+    """Hold a challenger against the champion on the same test rows: it may not lose by much."""
+    gain, margin = gain_of(kind, difference), gates.champion_margin * scale
     return GateResult(
         "champion",
         gain.low >= -margin,
-        f"{name} gain over the champion {gain.value:+.4g} (interval {gain.low:+.4g} to "
-        f"{gain.high:+.4g}; may not reach under {-margin:.4g})",
+        f"{_gained(kind, gain, 'the champion')}; the interval must be nowhere under {-margin:.4g}",
+    )
+
+
+def gain_of(kind: str, difference: Metric) -> Metric:
+    """Turn a difference of the primary metric into a gain, where above 0 is better."""
+    if PRIMARY[kind][1]:
+        return difference
+    return Metric(-difference.value, -difference.high, -difference.low)
+
+
+def _gained(kind: str, gain: Metric, over: str) -> str:
+    return (
+        f"gain in {PRIMARY[kind][0]} over {over} {gain.value:+.4g} "
+        f"(95% interval {gain.low:+.4g} to {gain.high:+.4g})"
     )
 
 
@@ -125,13 +112,9 @@ def require(model: str, version: int, results: Sequence[GateResult]) -> None:
         )
 
 
-def in_words(metric: str, more_is_better: bool, difference: Metric) -> str:
+def in_words(kind: str, difference: Metric) -> str:
     """Say in words whether a model beats its baseline: clearly, perhaps, or not."""
-    gain = (
-        difference
-        if more_is_better
-        else Metric(-difference.value, -difference.high, -difference.low)
-    )
+    metric, gain = PRIMARY[kind][0], gain_of(kind, difference)
     if gain.low > 0:
         return f"beats its baseline on {metric}"
     if gain.high < 0:

@@ -102,10 +102,10 @@ def model_card(result: TrainResult, features: Mapping[str, str]) -> str:
         "",
         f"**In words.** The model {result.verdict}.",
         "",
-        f"**Data.** {result.counts['n_train']:,} training rows, {result.counts['n_test']:,} test rows"
-        + (f" ({result.counts['n_positive']:,} positive)" if "n_positive" in result.counts else "")
-        + f". Test slice from {result.plan.cut:%Y-%m-%d %H:%M} UTC; nothing whose label was still open "
-        f"then was trained on ({result.counts['n_in_gap']:,} rows fell into that gap).",
+        f"**Data.** {_rows_in_words(result)}. "
+        f"Test slice from {result.plan.cut:%Y-%m-%d %H:%M} UTC; "
+        "nothing whose label was still open then was trained on "
+        f"({result.counts['n_in_gap']:,} rows fell into that gap).",
         "",
         *(f"- left out: {n:,} {why}" for why, n in result.left_out.items()),
         *(f"- feature group not available: {u}" for u in result.unavailable),
@@ -123,11 +123,17 @@ def model_card(result: TrainResult, features: Mapping[str, str]) -> str:
         "",
         *(f"- `{n}`: {features.get(n, '')} ({v:.3f})" for n, v in result.importance[:10]),
         "",
-        "**Limits.** The figures hold for customers like those of the test slice. The scores say who "
-        "will respond, leave or spend, not what a contact changes: that takes an experiment.",
+        "**Limits.** The figures hold for customers like those of the test slice. The scores say "
+        "who will respond, leave or spend, not what a contact changes: that takes an experiment.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _rows_in_words(result: TrainResult) -> str:
+    counts = result.counts
+    positive = f" ({counts['n_positive']:,} positive)" if "n_positive" in counts else ""
+    return f"{counts['n_train']:,} training rows, {counts['n_test']:,} test rows{positive}"
 
 
 def _rows(model: Mapping[str, Metric], baseline: Mapping[str, Metric]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Training one model: snapshot, time split, fit, calibrate, test beside the baseline, log, register."""
+"""Training one model: snapshot, split, fit, calibrate, test beside the baseline, log, register."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ Array = NDArray[np.float64]
 Progress = Callable[[str], None]
 _EXPLAINED_ROWS = 500
 _GOLDEN_ROWS = 30
+# How far a model's mean score on its training rows may lie from their rate, as a share of it.
+_LEVEL_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def train(
         if model.kind == "clv"
         else _fit_probability(model, plan, history, groups, seed, progress)
     )
-    verdict = gates.in_words(*gates.PRIMARY[model.kind], fitted.difference)
+    verdict = gates.in_words(model.kind, fitted.difference)
     judged = gates.judge(
         model.kind, plan.gates, fitted.metrics, fitted.counts, fitted.difference, fitted.scale
     )
@@ -229,17 +231,20 @@ def _fit_probability(
             )
     encoder = FeatureEncoder().fit(frame.loc[split.train, columns])
     X = encoder.transform(frame[columns])
-    progress("calibrate on rolling folds")
+    progress("validate on rolling folds")
     train_rows = frame[split.train]
     where = np.flatnonzero(split.train)
     blocks: list[tuple[Array, Array]] = []
     for fit, validate in snapshots.rolling_folds(train_rows, plan.folds):
         fold = _seeded(model.estimator, seed).fit(X[where[fit]], y[where[fit]])
         blocks.append((y[where[validate]], fold.predict_proba(X[where[validate]])[:, 1]))
-    choice = calibration.choose_forward(blocks, model.calibration)
-    calibrator = choice.calibrator
     progress("fit")
     estimator = _seeded(model.estimator, seed).fit(X[split.train], y[split.train])
+    rate, mean = y[split.train].mean(), estimator.predict_proba(X[split.train])[:, 1].mean()
+    choice = calibration.choose(
+        blocks, model.calibration, level_learned=bool(abs(mean - rate) <= _LEVEL_TOLERANCE * rate)
+    )
+    calibrator = choice.calibrator
     test = frame[split.test]
     score = calibrator.apply(estimator.predict_proba(X[split.test])[:, 1])
     base = _baseline(model, frame[split.train], y[split.train], test)
@@ -410,10 +415,7 @@ def _importance(model: LoadedModel, test: pd.DataFrame, seed: int) -> tuple[tupl
         return ()
     rows = test.sample(min(_EXPLAINED_ROWS, len(test)), random_state=seed)
     x = model.encode(rows[list(model.columns)])
-    effects = sum((c.weight * c.contributions(x) for c in model.components), np.zeros(x.shape))
-    raw = np.zeros((len(x), len(model.columns)))
-    np.add.at(raw.T, model.raw_column_of, np.asarray(effects).T)
-    mean = np.abs(raw).mean(axis=0)
+    mean = np.abs(model.effects(x)).mean(axis=0)
     order = np.argsort(-mean, kind="stable")
     return tuple((model.columns[i], float(mean[i])) for i in order if mean[i] > 0)
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 import pandas as pd
-from scipy.special import betaln, digamma
+from scipy.special import digamma, gammaln
 
 from nextbest.errors import DataError, FitError
 from nextbest.learn.clv.estimator import ParametricModel
@@ -28,6 +28,8 @@ _VALUE_STREAM: Final = 4
 #: Correlations up to this are harmless (Fader, Hardie & Lee 2005 accept .06 on CDNOW).
 _HARMLESS: Final = 0.1
 _SERIOUS: Final = 0.3
+#: Above this, Stirling's series with three terms is exact to rounding.
+_LARGE: Final = 1e3
 
 Verdict = Literal["holds", "weak", "violated", "unclear"]
 
@@ -239,26 +241,46 @@ class _SpendProblem:
         w, n = self.weight, len(self.x)
         # log(v / (v + x m)) and log(x m / (v + x m)) stay exact at large p and q.
         ratio = self.total / v
-        log_rest = -np.log1p(ratio)
-        log_share = np.log(ratio) + log_rest
+        log_rest, log_share = -np.log1p(ratio), -np.log1p(1.0 / ratio)
         per_x = np.bincount(self.ix, weights=w, minlength=n)
         share_of_x = np.bincount(self.ix, weights=w * log_share, minlength=n)
         below = np.bincount(self.ix, weights=w / (v + self.total), minlength=n)
         px = p * self.x
         total = float(per_x.sum())
         rest = float((w * log_rest).sum())
+        log_rise, slope = _rise(px, q)
         likelihood = (
-            -per_x @ betaln(px, q) + q * rest + px @ share_of_x - float((w * self.log_m).sum())
+            per_x @ (log_rise - gammaln(q))
+            + q * rest
+            + px @ share_of_x
+            - float((w * self.log_m).sum())
         )
-        psi = digamma(px + q)
         gradient = np.array(
             [
-                self.x @ (per_x * (psi - digamma(px)) + share_of_x),
-                per_x @ (psi - digamma(q)) + rest,
+                self.x @ (per_x * slope + share_of_x),
+                per_x @ (digamma(px + q) - digamma(q)) + rest,
                 total * q / v - (px + q) @ below,
             ]
         )
         return -float(likelihood) / total, -gradient * np.array([p, q, v]) / total
+
+
+def _rise(z: Array, q: float) -> tuple[Array, Array]:
+    """log of Gamma(z + q) / Gamma(z) and its slope in z.
+
+    At large z by the difference of two Stirling series: the difference of two log-gammas would lose
+    the digits that decide whether p has a maximum at all.
+    """
+    large = np.fmax(z, _LARGE)
+    a, b = 1.0 / large, 1.0 / (large + q)
+    stretch = np.log1p(q / large)
+    tail = (b - a) / 12.0 - (b**3 - a**3) / 360.0
+    series = (large + q - 0.5) * stretch + q * (np.log(large) - 1.0) + tail
+    slopes = stretch - (b - a) / 2.0 - (b**2 - a**2) / 12.0 + (b**4 - a**4) / 120.0
+    return (
+        np.where(z >= _LARGE, series, gammaln(z + q) - gammaln(z)),
+        np.where(z >= _LARGE, slopes, digamma(z + q) - digamma(z)),
+    )
 
 
 def _independence(x: Array, m: Array, weight: Array) -> Independence:

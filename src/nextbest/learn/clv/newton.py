@@ -21,7 +21,7 @@ from nextbest.learn.clv.histories import Array, Index
 #: Largest gradient of the mean log-likelihood, per unit of log-parameter, at a fit.
 TOLERANCE: Final = 1e-8
 #: |log parameter| at which the likelihood counts as still rising at the edge.
-EDGE: Final = 14.0
+EDGE: Final = 13.0
 #: A standard error of a log-parameter above this (a factor e either way) is barely identified.
 LOOSE: Final = 1.0
 #: Widest standard deviation of a log-parameter that intervals carry, where the data set no limit.
@@ -143,18 +143,16 @@ def fit_log_parameters(
     first.sort(key=lambda pair: (not pair[0].converged, pair[0].value))
 
     objective = penalised(problem)
-    tried = 0
     best, unit = first[0][0], first[0][1].unit
     for warm, start in first:
-        tried += 1
         best = warm if subset is problem else minimise(objective, warm.theta, warm.curvature)
         unit = start.unit
         if best.converged:
             break
     if not best.converged:
-        raise _no_convergence(where, best, len(first) + tried - 1, penalizer, names)
+        raise _no_convergence(where, best, len(first), penalizer, names)
     squares = penalizer * np.exp(2.0 * best.theta)
-    return _assess(best, squares, names, customers, unit, len(first) + tried - 1, problem.size)
+    return _assess(best, squares, names, customers, unit, len(first), problem.size)
 
 
 def _sample(problem: Problem) -> Problem:
@@ -177,7 +175,7 @@ def minimise(objective: Objective, start: Array, known: Array | None = None) -> 
     previous = np.inf
     for iteration in range(_MAX_ITERATIONS):
         free = ~_pinned(theta, gradient)
-        norm = float(np.abs(gradient[free]).max(initial=0.0))
+        norm = _norm(theta, gradient)
         if not np.isfinite(value) or not np.isfinite(norm):
             return Optimum(theta, value, np.inf, iteration, False, nothing)
         if norm <= TOLERANCE:
@@ -218,8 +216,9 @@ def _at_rest(
 def _line_search(
     objective: Objective, theta: Array, value: float, gradient: Array, step: Array
 ) -> tuple[Array, float, Array] | None:
-    # Near the optimum the gain sinks below rounding; there the gradient decides.
-    noise = 1e-13 * (1.0 + abs(value))
+    # Near the optimum the gain sinks below rounding, which grows with log-gammas of the parameters;
+    # there the gradient decides.
+    noise = 1e-13 * (1.0 + abs(value)) + 1e-14 * float(np.exp(theta.max()))
     slope = float(gradient @ step)
     size = 1.0
     for _ in range(40):
@@ -228,7 +227,7 @@ def _line_search(
         if np.isfinite(value_there) and np.isfinite(gradient_there).all():
             if value_there <= value + 1e-4 * size * min(slope, 0.0):
                 return there, value_there, gradient_there
-            smaller = np.abs(gradient_there).max() < 0.9 * np.abs(gradient).max()
+            smaller = _norm(there, gradient_there) < 0.9 * _norm(theta, gradient)
             if value_there <= value + noise and smaller:
                 return there, value_there, gradient_there
         size /= 2.0
@@ -238,6 +237,10 @@ def _line_search(
 def _pinned(theta: Array, gradient: Array) -> npt.NDArray[np.bool_]:
     """Parameters at the edge whose likelihood still rises outwards."""
     return ((theta <= -EDGE) & (gradient > 0)) | ((theta >= EDGE) & (gradient < 0))
+
+
+def _norm(theta: Array, gradient: Array) -> float:
+    return float(np.abs(gradient[~_pinned(theta, gradient)]).max(initial=0.0))
 
 
 def hessian(objective: Objective, theta: Array, gradient: Array | None = None) -> Array:
