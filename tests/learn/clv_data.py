@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -10,6 +11,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+with warnings.catch_warnings():
+    # The oracle sets a pandas option that is on its way out.
+    warnings.simplefilter("ignore")
+    import lifetimes as lifetimes
 
 Array = npt.NDArray[np.float64]
 Exit = Literal["after repeat", "after any", "any time"]
@@ -80,7 +86,12 @@ def simulate(
         last = np.where(x > 0, np.ceil(last), 0.0)
     mean = np.where(x > 0, rng.gamma(np.maximum(p * x, 1e-9)) / np.maximum(x, 1) / nu, 0.0)
     rfm = pd.DataFrame(
-        {"frequency": x, "recency": last, "T": T, "monetary_value": np.maximum(mean, 0.01 * (x > 0))}
+        {
+            "frequency": x,
+            "recency": last,
+            "T": T,
+            "monetary_value": np.maximum(mean, 0.01 * (x > 0)),
+        }
     )
     return Truth(rfm, future, rng.gamma(p * future) / nu, alive_now)
 
@@ -106,7 +117,7 @@ def cdnow_halves() -> tuple[pd.DataFrame, pd.DataFrame]:
         names=["master", "id", "date", "quantity", "value"],
     )
     log["date"] = pd.to_datetime(log["date"].astype(str))
-    days = log.groupby(["id", "date"], as_index=False)["value"].sum()
+    days = log.groupby(["id", "date"])["value"].sum().reset_index()
     return rfm_table(days, "1997-09-30", 7.0), rfm_table(days, "1998-06-30", 7.0)
 
 

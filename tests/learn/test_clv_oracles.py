@@ -6,12 +6,15 @@ from functools import lru_cache
 from typing import Any
 
 import clv_data as data
-import lifetimes
 import numpy as np
 import pandas as pd
 import pytest
+from clv_data import lifetimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.special import beta as beta_function
+
 from nextbest.learn.clv import (
     PURCHASE_MODELS,
     BetaGeoNBD,
@@ -22,8 +25,6 @@ from nextbest.learn.clv import (
 )
 from nextbest.learn.clv.gamma_gamma import _SpendProblem
 from nextbest.learn.clv.histories import Cells, read_histories
-from scipy.integrate import quad
-from scipy.special import beta as beta_function
 
 NAMES = list(PURCHASE_MODELS)
 FITTERS = {
@@ -69,7 +70,7 @@ def parameters(name: str, first: float, second: float, third: float, fourth: flo
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows=histories, r=shapes, alpha=times, a=shapes, b=shapes, horizon=st.floats(0.5, 60.0))
 def test_agrees_with_lifetimes(
     name: str, rows: Any, r: float, alpha: float, a: float, b: float, horizon: float
@@ -201,7 +202,7 @@ def test_forecast_on_simulated_truth(name: str, exit: data.Exit, purchase: Any) 
     forecast = fitted(name, purchase).predict(truth.rfm, 365.0)
     for part in (truth.rfm["frequency"].clip(upper=5), forecast["p_alive"].mul(4).round()):
         frame = forecast.assign(bought=truth.purchases, alive=truth.alive).groupby(part)
-        error = frame["bought"].std() / np.sqrt(frame.size())
+        error: Any = frame["bought"].std() / np.sqrt(frame.size())
         gap = (frame["bought"].mean() - frame["expected_purchases"].mean()).abs()
         assert (gap < 4 * error + 1e-9).all()
         spread = np.sqrt(0.25 / frame.size())
@@ -210,11 +211,13 @@ def test_forecast_on_simulated_truth(name: str, exit: data.Exit, purchase: Any) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_of_simulated_truth_are_found(name: str) -> None:
-    exit: data.Exit = {"BetaGeoNBD": "after repeat", "ModifiedBetaGeoNBD": "after any"}.get(
-        name, "any time"
-    )
+    exits: dict[str, data.Exit] = {
+        "BetaGeoNBD": "after repeat",
+        "ModifiedBetaGeoNBD": "after any",
+        "ParetoNBD": "any time",
+    }
     purchase = (0.8, 40.0, 0.9, 200.0 if name == "ParetoNBD" else 2.5)
-    truth = data.simulate(20_000, 12, exit, purchase, whole_days=False)
+    truth = data.simulate(20_000, 12, exits[name], purchase, whole_days=False)
     model = PURCHASE_MODELS[name]().fit(truth.rfm)
     distance = np.log(model._values()) - np.log(purchase)
     # Squared Mahalanobis distance is chi-squared with 4 degrees: 18.5 is its 99.9% quantile.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import clv_data as data
-import lifetimes
 import numpy as np
 import pandas as pd
 import pytest
+from clv_data import lifetimes
+
 from nextbest.learn.clv import (
     PURCHASE_MODELS,
     BetaGeoNBD,

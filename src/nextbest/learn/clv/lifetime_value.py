@@ -162,7 +162,9 @@ class CustomerLifetimeValue(Estimator):
         low, high = zero_inflated_interval(
             tables, histories, purchase._mean_p_alive(histories), level
         )
-        scale = spend._scale(histories) * discounted / plain
+        # A forecast too small for a float has no delay to speak of.
+        fade = np.divide(discounted, plain, out=np.ones_like(plain), where=plain > 0)
+        scale = spend._scale(histories) * fade
         clv = purchase._p_alive(histories) * discounted * spend._expected(histories)
         return pd.DataFrame(
             {"clv_low": np.minimum(low * scale, clv), "clv_high": np.maximum(high * scale, clv)},
