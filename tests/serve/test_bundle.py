@@ -174,3 +174,16 @@ def test_codes_become_words_and_unknown_stays_unknown(folder: Path) -> None:
     columns = shaper.audience(["c00", "c01", "c02", "?"], ContactHistory.empty()).columns
     assert columns["age_band"].tolist() == ["young", "old", None, None]
     assert columns["likes_mail"].tolist() == [True, False, None, None]
+
+
+def test_without_any_profile_everybody_is_a_stranger(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    full = bundle.profiles
+    none = replace(
+        full, customer_ids=full.customer_ids[:0], matrix=full.matrix[:0], pairs=full.pairs[:0]
+    )
+    shaper = Shaper(replace(bundle, profiles=none), ("a", "b"))
+    assert shaper.rows(["c00", "c01"]).tolist() == [-1, -1]
+    assert shaper.rows(["c00"]).tolist() == [-1]
+    audience = shaper.audience(["c00", "c01"], ContactHistory.empty())
+    assert not audience.known.any() and np.isnan(audience.propensity).all()

@@ -13,8 +13,9 @@ from fastapi.testclient import TestClient
 
 from nextbest.decide.contact import ContactHistory
 from nextbest.serve.decisions import new_decision_id
-from nextbest.serve.runtime import load_state
+from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.schemas import BatchAnswer, DecisionAnswer, StoredDecisionAnswer
+from nextbest.serve.store import Store
 
 Serve = Callable[..., TestClient]
 
@@ -189,6 +190,25 @@ def test_a_key_used_for_another_question_is_a_conflict(client: TestClient) -> No
     again = {"customer_id": "c02", "channel": "mail", "idempotency_key": "k1"}
     response = client.post("/v1/decisions", json=again)
     assert (response.status_code, response.json()["code"]) == (409, "idempotency-conflict")
+
+
+def test_where_another_server_was_first_its_answer_is_given(
+    client: TestClient, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked for the key, found nothing and decided; the store lets one of them in."""
+    first = ask(client, "c01", idempotency_key="k")
+    monkeypatch.setattr(Store, "decisions_by_keys", lambda *_: {})
+    assert ask(client, "c01", idempotency_key="k") == first
+    other = {"customer_id": "c04", "channel": "mail", "idempotency_key": "k"}
+    response = client.post("/v1/decisions", json=other)
+    assert (response.status_code, response.json()["code"]) == (409, "idempotency-conflict")
+    store = open_store(project)
+    assert store.history(["c04"])[0].at == ()
+    store.close()
+
+
+def test_a_moment_can_be_told(client: TestClient) -> None:
+    ask(client, context={"last_visit": "2020-03-01T10:00:00+01:00", "basket_value": 3})
 
 
 def test_a_batch_gives_what_single_requests_give(project: Path, serve: Serve) -> None:

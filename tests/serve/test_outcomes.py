@@ -122,6 +122,13 @@ def test_after_a_decision_without_an_offer_an_outcome_is_about_no_offer(
     assert kept["offer_id"] is None
 
 
+def test_after_a_decision_without_an_offer_no_offer_can_be_named(client: TestClient) -> None:
+    answer = decided(client, "c02", channel="email")
+    status, problem = send(client, after(answer, offer_id="a"))
+    assert (status, problem["code"]) == (422, "offer-not-in-decision")
+    assert "no offer" in problem["detail"]
+
+
 def test_a_customer_without_a_profile_may_have_outcomes(client: TestClient) -> None:
     assert send(client, outcome(customer_id="came yesterday"))[0] == 200
 

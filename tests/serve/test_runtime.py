@@ -179,3 +179,15 @@ def test_the_store_is_where_the_environment_says(
     open_store(project).close()
     assert (tmp_path / "other.db").exists()
     assert not (project / ".nextbest" / "store.db").exists()
+
+
+def test_another_policy_can_be_tried_without_touching_the_projects_own(
+    project: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(
+        (project / "serving" / "policy.toml").read_text().replace("at_most = 2", "at_most = 9")
+    )
+    tried, own = load_state(project, policy_file=other), load_state(project)
+    assert tried.rules.content_hash != own.rules.content_hash
+    assert tried.offers.content_hash == own.offers.content_hash

@@ -112,11 +112,12 @@ def test_what_was_acknowledged_before_a_kill_is_there_after_it(project: Path) ->
         threads = [threading.Thread(target=load, args=(worker,)) for worker in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(0.7)
+        while len(acknowledged) < 20 and any(thread.is_alive() for thread in threads):
+            time.sleep(0.01)
         process.kill()
         for thread in threads:
             thread.join()
-    assert len(acknowledged) > 4
+    assert len(acknowledged) >= 20
     store = open_store(project)
     assert all(store.decision(decision_id) is not None for decision_id in acknowledged)
     store.close()

@@ -179,7 +179,7 @@ def _fits(value: Any, kind: ColumnType) -> bool:
 def _timestamp(name: str, text: str) -> np.datetime64:
     try:
         return stamp(datetime.fromisoformat(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         expected = "a time such as 2017-12-24T05:00:00Z"
         raise UsageError(
             f'context "{name}"', "the value does not fit", expected=expected, got=repr(text)

@@ -308,8 +308,12 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
     return faults
 
 
-def load_serving(directory: Path) -> tuple[Catalogue, Policy]:
+def load_serving(directory: Path, policy_file: Path | None = None) -> tuple[Catalogue, Policy]:
     """Load ``offers.toml`` and ``policy.toml``; the faults of both files are reported together.
+
+    Parameters
+    ----------
+    policy_file : read in place of the directory's own ``policy.toml``.
 
     Raises
     ------
@@ -317,9 +321,13 @@ def load_serving(directory: Path) -> tuple[Catalogue, Policy]:
     """
     faults: list[Fault] = []
     loaded: list[Any] = []
-    for load, name in ((Catalogue.load, "offers.toml"), (Policy.load, "policy.toml")):
+    policy_path = policy_file or directory / "policy.toml"
+    for load, path in (
+        (Catalogue.load, directory / "offers.toml"),
+        (Policy.load, policy_path),
+    ):
         try:
-            loaded.append(load(directory / name))
+            loaded.append(load(path))
         except ConfigError as wrong:
             faults += wrong.faults
     if faults:

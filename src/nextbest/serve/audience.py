@@ -176,14 +176,13 @@ class Shaper:
         }
 
     def contributions(self, customer_id: str, offer_id: str, top: int = 5) -> list[dict[str, Any]]:
-        """Return what moved a known customer's propensity for an offer most, strongest first.
+        """Return what moved a customer's propensity for an offer most, strongest first.
 
-        ``effect`` is in log-odds before calibration, against the average.
+        Customer and offer must be known to the profiles. ``effect`` is in log-odds before
+        calibration, against the average.
         """
         (row,) = self.rows([customer_id])
         place = self._places[self.offer_ids.index(offer_id)]
-        if row < 0 or place < 0:
-            return []
         profiles = self.bundle.profiles
         found = self.bundle.offer_scorer.contributions(
             profiles.matrix[row], profiles.offer_matrix[place], profiles.pairs[row, place], top

@@ -9,13 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nextbest.errors import StoreError
-from nextbest.serve.problems import MEDIA_TYPE, Problem, pointer
+from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.telemetry import Metrics, log
 
 __all__ = ["MAX_BODY_BYTES", "Observed", "add_error_handlers", "body", "problem_response"]
@@ -41,7 +40,7 @@ async def body(request: Request) -> bytes:
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise Problem(
             "unsupported-media-type",
-            f'Content-Type must be application/json; got "{media_type or "none"}".',
+            f'The header Content-Type must be application/json; got "{media_type or "none"}".',
         )
     parts, size = [], 0
     async for part in request.stream():
@@ -74,18 +73,11 @@ def _store_problem(error: StoreError) -> Problem:
 
 
 def _http_problem(error: HTTPException, scope: Scope) -> Problem:
+    """The router says no in two ways only: no such path, or not with this method."""
     if error.status_code == 405:
-        return Problem(
-            "method-not-allowed",
-            f"{scope['method']} is not possible here.",
-            headers=error.headers,
-        )
-    if error.status_code == 404:
-        return Problem("not-found", "There is nothing at this path.")
-    # Nothing of ours raises another one; the framework's words are all there is to say.
-    return Problem(
-        "invalid-request", str(error.detail), status=error.status_code, headers=error.headers
-    )
+        detail = f"{scope['method']} is not possible here."
+        return Problem("method-not-allowed", detail, headers=error.headers)
+    return Problem("not-found", "There is nothing at this path.")
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -102,15 +94,6 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         return problem_response(_http_problem(error, request.scope), request.scope)
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        entries = [
-            {"pointer": pointer([str(step) for step in fault["loc"]]), "detail": fault["msg"]}
-            for fault in error.errors()
-        ]
-        detail = f"{len(entries)} faults. {entries[0]['detail']}"
-        return problem_response(Problem("invalid-request", detail, errors=entries), request.scope)
 
 
 class Observed:
@@ -155,10 +138,12 @@ class Observed:
     def _count(
         self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float
     ) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        matched = scope.get("route")
+        route = getattr(matched, "path", "unmatched")
+        # Another method is the caller's text, and could make as many series as it likes.
+        known = getattr(matched, "methods", None) or ()
+        method = scope["method"] if scope["method"] in known else "other"
         code = state.get("problem_code")
-        # An unknown method is the caller's text, and could make as many series as it likes.
-        method = scope["method"] if route != "unmatched" else "any"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if code is not None:

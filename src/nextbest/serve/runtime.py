@@ -75,12 +75,15 @@ class State:
         return limit is not None and age.total_seconds() > limit * 86_400
 
 
-def load_state(project_dir: Path, before: State | None = None) -> State:
+def load_state(
+    project_dir: Path, before: State | None = None, *, policy_file: Path | None = None
+) -> State:
     """Load and check the bundle, catalogue and policy of a project.
 
     Parameters
     ----------
     before : what is in use; its bundle is taken over where it is still the current one.
+    policy_file : a policy to use in place of the project's own, to try it out.
 
     Raises
     ------
@@ -88,12 +91,12 @@ def load_state(project_dir: Path, before: State | None = None) -> State:
     ConfigError : catalogue or policy are wrong (all faults at once).
     """
     folder = serving_dir(project_dir)
-    catalogue, policy = load_serving(project_dir / "serving")
+    catalogue, policy = load_serving(project_dir / "serving", policy_file)
     if before is not None and before.bundle.id == current_id(folder):
         bundle = before.bundle
     else:
         bundle = load_bundle(folder)
-        bundle.offer_scorer  # noqa: B018 - refuses a propensity model that does not fit the profiles
+        _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
     return State(bundle, bound_catalogue, bound_policy, shaper)

@@ -56,11 +56,6 @@ class GroupWriter(Generic[C]):
                 raise WriterFullError(f"{QUEUE_LIMIT} writes wait already") from None
         return done
 
-    @property
-    def depth(self) -> int:
-        """Return how many pieces of work wait."""
-        return self._jobs.qsize()
-
     def close(self) -> None:
         """Finish what waits, then stop."""
         with self._gate:
