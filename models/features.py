@@ -5,7 +5,7 @@ from ibis import _
 from nextbest import Block, Past, feature_group, summarise, total
 
 
-@feature_group("transactions", requires=("transactions.coupon_discount",))
+@feature_group("transactions", requires=("transactions.coupon_discount", "transactions.product_id"))
 def coupons(past: Past) -> Block:
     """Coupons used at the till, of the shop's own campaigns or of manufacturers."""
     used = past.lines.filter(_.coupon_discount > 0)

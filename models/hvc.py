@@ -17,5 +17,6 @@ model = Model(
         }
     ),
     baseline=SingleFeature("spend_91d", name="past spend"),
-    exclude=("lifetime",),  # the clv model's words for recency and tenure
+    # The clv model's words for recency and tenure; and see models/churn.py on demographics.
+    exclude=("lifetime", "demographics"),
 )  # fmt: skip
