@@ -131,7 +131,7 @@ class Past:
     def __exit__(self, *_error: object) -> None:
         for table in self._kept.values():
             if self.backend is not None:
-                self.backend.drop_table(table.get_name(), force=True)
+                self.backend.drop_table(table.op().name, force=True)
         self._kept.clear()
 
     def _keep(self, name: str, build: Callable[[], ir.Table]) -> ir.Table:
@@ -190,15 +190,20 @@ class Past:
         """`orders` without those that only return goods."""
         return self.orders.filter(_.is_purchase)
 
+    @property
+    def offers(self) -> ir.Table:
+        """The offers asked about, one row for each moment before which the offer was known."""
+        return known_before(self.tables["offers"], self.moments("offer"), None)
+
     def offer_products(self) -> ir.Table:
-        """One row for each offer and product it covers."""
-        offers = self.tables["offers"]
-        return offers.select("offer_id", product_id=offers.product_ids.unnest()).distinct()
+        """One row for each moment, offer and product it covers."""
+        offers = self.offers
+        return offers.select("offer_id", "as_of", product_id=offers.product_ids.unnest()).distinct()
 
     def offer_categories(self) -> ir.Table:
-        """One row for each offer and category it covers."""
-        offers = self.tables["offers"]
-        return offers.select("offer_id", category=offers.categories.unnest()).distinct()
+        """One row for each moment, offer and category it covers."""
+        offers = self.offers
+        return offers.select("offer_id", "as_of", category=offers.categories.unnest()).distinct()
 
 
 def known_before(table: ir.Table, moments: ir.Table, event_time: str | None) -> ir.Table:
@@ -377,6 +382,15 @@ def describe(groups: Sequence[FeatureGroup], tables: Mapping[str, ir.Table]) -> 
     for entity in KEYS:
         found.extend(attach(past, groups, entity)[1])
     return tuple(found)
+
+
+def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+    """Return the features that the groups give where the data hold every column of the contract."""
+    tables = {
+        name: ibis.table({c.name: c.dtype for c in spec.columns}, name=name)
+        for name, spec in TABLES.items()
+    }
+    return frozenset(f.name for f in describe(available(groups, tables)[0], tables))
 
 
 def _unbound(name: str, table: ir.Table) -> ir.Table:

@@ -26,6 +26,7 @@ from nextbest.data.features import (
     summarise,
     total,
 )
+from nextbest.errors import DataError
 
 WINDOWS_DAYS = (28, 91, 182)
 # A customer asks for about this many contacts before a rate of their own means anything; the prior
@@ -490,18 +491,30 @@ def demographics(past: Past) -> Block:
     known = known_before(people, past.moments("customer"), None)
     spec: Spec = {}
     for name in attributes:
-        dtype = known[name].type()
-        value = (
-            known[name] if dtype.is_string() or dtype.is_boolean() else known[name].cast("float64")
-        )
-        spec[name] = (value, f"customer attribute {name.replace('_', ' ')}", "as given", None)
+        value, words = known[name], name.replace("_", " ")
+        meaning, unit = f"customer attribute {words}", "as given"
+        dtype = value.type()
+        if dtype.is_timestamp() or dtype.is_date():
+            value = days_between(value.cast("timestamp"), known.as_of)
+            meaning, unit = f"days since customer attribute {words}", "days"
+        elif dtype.is_numeric():
+            value = value.cast("float64")
+        elif not (dtype.is_string() or dtype.is_boolean()):
+            raise DataError(
+                'training/sources.py: table "customers"',
+                f'column "{name}" cannot be a feature',
+                expected="text, a number, a boolean or a time",
+                got=str(dtype),
+                action="Turn it into one of these, or leave it out.",
+            )
+        spec[name] = (value, meaning, unit, None)
     return select(known, "customer", spec)
 
 
 @feature_group("offers", entity="offer")
 def offer(past: Past) -> Block:
     """What the offer is: type, length, size."""
-    o = past.tables["offers"].inner_join(past.moments("offer"), "offer_id")
+    o = past.offers
     spec: Spec = {}
     if "offer_type" in o.columns:
         spec["offer_type"] = (o.offer_type, "type of the offer", "type", None)
@@ -535,12 +548,10 @@ def offer(past: Past) -> Block:
 )
 def offer_economics(past: Past) -> Block:
     """What responses to offers of this type have cost and brought so far."""
-    asked = past.moments("offer").inner_join(
-        past.tables["offers"].select("offer_id", "offer_type"), "offer_id"
-    )
+    asked = past.offers.select("offer_id", "as_of", "offer_type")
     r = _with_type(past, "responses").rename(past_offer="offer_id")
     known = asked.inner_join(r, "offer_type")
-    known = known.filter((known.known_at < known.as_of) & (known.responded_at < known.as_of))
+    known = known.filter(_type_known(known) & (known.responded_at < known.as_of))
     each = known.group_by(*KEYS["offer"], "customer_id", "past_offer").aggregate(
         cost=total(_.incentive_cost), value=total(_.value)
     )
@@ -565,14 +576,21 @@ def offer_economics(past: Past) -> Block:
 
 
 def _with_type(past: Past, table: str) -> ir.Table:
-    """A contact or response table with the type of each row's offer."""
-    offers = past.tables["offers"].select("offer_id", "offer_type")
+    """A contact or response table with the type of each row's offer, and when that was known."""
+    offers = past.tables["offers"]
+    offers = offers.select("offer_id", "offer_type", type_known_at=offers.known_at)
     return past.tables[table].inner_join(offers, "offer_id")
 
 
+def _type_known(rows: ir.Table) -> ir.BooleanValue:
+    """True where a contact or response, and the type of its offer, were known before ``as_of``."""
+    known = rows.type_known_at.isnull() | (rows.type_known_at < rows.as_of)
+    return known & (rows.known_at < rows.as_of)
+
+
 def _pairs_with_type(past: Past) -> ir.Table:
-    offers = past.tables["offers"].select("offer_id", "offer_type")
-    return past.moments("pair").inner_join(offers, "offer_id")
+    offers = past.offers.select("offer_id", "as_of", "offer_type")
+    return past.moments("pair").inner_join(offers, ["offer_id", "as_of"])
 
 
 @feature_group("responses", entity="pair", requires=("contacts", "offers.offer_type"))
@@ -583,9 +601,10 @@ def offer_type_history(past: Past) -> Block:
 
     def seen(table: str, at: str) -> ir.Table:
         t = _with_type(past, table)
-        t = t.select("customer_id", "offer_type", "known_at", past_offer=t.offer_id, at=t[at])
+        keep = ("customer_id", "offer_type", "type_known_at", "known_at")
+        t = t.select(*keep, past_offer=t.offer_id, at=t[at])
         rows = asked.inner_join(t, ["customer_id", "offer_type"])
-        rows = rows.filter((rows.at < rows.as_of) & (rows.known_at < rows.as_of))
+        rows = rows.filter((rows.at < rows.as_of) & _type_known(rows))
         return (
             rows.mutate(age=days_between(rows.at, rows.as_of))
             .group_by(*keys)
@@ -650,7 +669,7 @@ def offer_products(past: Past) -> Block:
     )
     asked = past.moments("pair")
     matched = (
-        asked.inner_join(past.offer_products(), "offer_id")
+        asked.inner_join(past.offer_products(), ["offer_id", "as_of"])
         .inner_join(each.drop("depth_days"), ["customer_id", "as_of", "product_id"])
         .group_by(*KEYS["pair"])
         .aggregate(
@@ -661,9 +680,8 @@ def offer_products(past: Past) -> Block:
             last_age=_.last_age.min(),
         )
     )
-    o = past.tables["offers"]
-    ends = o.select("offer_id", "ends_at")
-    base = asked.inner_join(spent, ["customer_id", "as_of"]).inner_join(ends, "offer_id")
+    ends = past.offers.select("offer_id", "as_of", "ends_at")
+    base = asked.inner_join(spent, ["customer_id", "as_of"]).inner_join(ends, ["offer_id", "as_of"])
     both = base.left_join(matched, list(KEYS["pair"]))
     # A customer seen for less than the window is scaled by the days seen, four weeks at least.
     seen_days = ibis.greatest(both.depth_days, 28.0)
@@ -725,7 +743,7 @@ def offer_categories(past: Past) -> Block:
     spent = each.group_by(*KEYS["customer"]).aggregate(spend_all=total(_.spend))
     asked = past.moments("pair")
     matched = (
-        asked.inner_join(past.offer_categories(), "offer_id")
+        asked.inner_join(past.offer_categories(), ["offer_id", "as_of"])
         .inner_join(each, ["customer_id", "as_of", "category"])
         .group_by(*KEYS["pair"])
         .aggregate(spend=total(_.spend))

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis import _
 
 from nextbest.data.contract import History
@@ -21,6 +22,7 @@ from nextbest.errors import DataError
 
 IMMATURE = "immature: the label window runs past the data"
 LEFT_TRUNCATED = "left-truncated: the label window opens before the data"
+CLOSED = "closed: the contact came when its label window was over"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Label(Protocol):
 
 
 def _moments(history: History, as_of: Sequence[datetime]) -> ir.Table:
-    frame = {"as_of": [t.replace(tzinfo=None) for t in as_of]}
-    return ibis.memtable(frame, schema={"as_of": "timestamp"})
+    moments = pa.array([t.replace(tzinfo=None) for t in as_of], pa.timestamp("us"))
+    return ibis.memtable(pa.table({"as_of": moments}))
 
 
 def _active(history: History, as_of: Sequence[datetime], active_days: int | None) -> ir.Table:
@@ -175,7 +177,8 @@ class TopShareOfValue:
         # Rank by value, ties by id, so that exactly the share is positive and reruns agree.
         order = ibis.window(group_by="as_of", order_by=[t.future_value.desc(), t.customer_id])
         n = t.customer_id.count().over(ibis.window(group_by="as_of"))
-        top = (ibis.row_number().over(order) + 1) <= (n * self.share)
+        # A hair more, because 0.29 * 100 is 28.999999999999996 in floating point.
+        top = (ibis.row_number().over(order) + 1) <= (n * self.share + 1e-9)
         return Examples(t.mutate(label=top.cast("float64")).drop("orders"), out)
 
 
@@ -258,10 +261,13 @@ class Response:
             )
         until = history.observed_until.replace(tzinfo=None)
         start = history.data_start.replace(tzinfo=None)
-        immature = c.label_end > ibis.literal(until)
-        truncated = c.as_of < ibis.literal(start)
-        counts = c.aggregate(i=immature.sum(), t=(truncated & ~immature).sum()).execute().iloc[0]
-        c = c.filter(~immature & ~truncated)
+        # An offer without an end never closes its window.
+        immature = (c.label_end > ibis.literal(until)).fill_null(True)
+        closed = ~immature & (c.as_of >= c.label_end)
+        truncated = ~immature & ~closed & (c.as_of < ibis.literal(start))
+        counts = c.aggregate(i=immature.sum(), t=truncated.sum(), c=closed.sum())
+        found = counts.execute().iloc[0]
+        c = c.filter(~immature & ~closed & ~truncated)
         r = c.inner_join(
             responses.select("customer_id", "offer_id", "responded_at"), ["customer_id", "offer_id"]
         )
@@ -271,5 +277,9 @@ class Response:
         table = both.select(
             "customer_id", "offer_id", "as_of", "label_end", label=both.hit.fill_null(0.0)
         )
-        out = {IMMATURE: int(counts.i or 0), LEFT_TRUNCATED: int(counts.t or 0)}
+        out = {
+            IMMATURE: int(found.i or 0),
+            LEFT_TRUNCATED: int(found.t or 0),
+            CLOSED: int(found.c or 0),
+        }
         return Examples(table, {k: v for k, v in out.items() if v})

@@ -59,7 +59,10 @@ class Profiles:
 
     def index(self, customer_id: str) -> int | None:
         """Return a customer's row, or None where there is no such customer."""
-        key = customer_id.encode()
+        try:
+            key = customer_id.encode()
+        except UnicodeEncodeError:
+            return None  # Half a character, which JSON can spell and no id holds.
         if len(key) > self.customer_ids.dtype.itemsize:
             return None  # NumPy would compare a truncated key, and might find somebody else.
         at = int(np.searchsorted(self.customer_ids, np.bytes_(key)))
@@ -137,17 +140,18 @@ class Profiles:
                 pairs=arrays["pairs"],
                 features=tuple(Feature(**f) for f in m["features"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ArtifactError):
-                raise
+        except ArtifactError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 where,
                 "the profiles cannot be read",
                 got=f"{type(error).__name__}: {error}",
                 action="Run `nextbest refresh` to build them again.",
             ) from None
-        n, m_ = len(profiles), len(profiles.offer_ids)
+        n, m_ = profiles.customer_ids.size, len(profiles.offer_ids)
         shapes = (
+            (profiles.customer_ids.shape, (n,)),
             (profiles.matrix.shape, (n, len(profiles.columns))),
             (profiles.offer_matrix.shape, (m_, len(profiles.offer_columns))),
             (profiles.pairs.shape, (n, m_, len(profiles.pair_columns))),
@@ -157,6 +161,11 @@ class Profiles:
                 raise ArtifactError(
                     where, "an array has the wrong shape", expected=str(expected), got=str(got)
                 )
+        kinds = [arrays[name].dtype.kind for name in _ARRAYS]
+        if kinds != ["S", "f", "f", "f"]:
+            raise ArtifactError(
+                where, "an array has the wrong type", expected="bytes and numbers", got=str(kinds)
+            )
         return profiles
 
 
@@ -186,10 +195,12 @@ def from_frames(
         out = np.empty((len(frame), len(columns)))
         for j, name in enumerate(columns):
             if described[name].dtype == "string":
-                values = sorted({str(v) for v in frame[name] if v is not None})
-                codes = {v: float(i) for i, v in enumerate(values)}
-                categories[name] = tuple(values)
-                out[:, j] = [np.nan if v is None else codes[str(v)] for v in frame[name]]
+                known = frame[name].notna()
+                texts = frame.loc[known, name].astype(str)
+                categories[name] = tuple(sorted(set(texts)))
+                codes = {v: float(i) for i, v in enumerate(categories[name])}
+                out[:, j] = np.nan
+                out[known.to_numpy(), j] = [codes[v] for v in texts]
             else:
                 out[:, j] = frame[name].to_numpy(dtype=np.float64)
         return out
