@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
 
 from nextbest import __version__
-from nextbest.errors import NextbestError, UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
+from nextbest.errors import InternalError, NextbestError, UsageError
 
 app = typer.Typer(
     name="nextbest",
@@ -34,50 +32,80 @@ ProjectDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 HERE = Path()
 
+# What typer raises for a misuse: it exports only the children of this class.
+_Misuse: type[Exception] = typer.BadParameter.__mro__[1]
+_INTERRUPTED = 130
+
 
 def main() -> None:
-    """Run the command line; exit code 0 done, 1 refused or failed, 2 misuse."""
+    """Run the command line; exit code 0 done, 1 refused or failed, 2 misuse, 130 interrupted."""
     # One thread for linear algebra: the jobs are many small fits, and idle threads that spin for
     # work make them several times slower on few cores.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     try:
-        app()
-    except NextbestError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        print(
-            "nextbest: interrupted; what was finished is kept, nothing half done is used.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        code = _run()
+        sys.stdout.flush()
     except BrokenPipeError:
+        # Whoever read us has seen enough, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        if os.environ.get("NEXTBEST_DEBUG"):
-            raise
-        print(
-            f"nextbest: unexpected {type(error).__name__}: {error}\n"
-            "This is a fault of nextbest. Run again with NEXTBEST_DEBUG=1 for the details to report.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        code = 1
+    sys.exit(code)
 
 
-def _fail(error: NextbestError) -> None:
+def _run() -> int:
+    stopped = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        # DuckDB turns the interrupt into an error of its own, so what is raised does not tell.
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, Exception) and not stopped and not isinstance(error, typer.Abort):
+            return _failed(error)
+        code = _INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == _INTERRUPTED:
+        said = "interrupted; what was finished is kept, and nothing half done is used."
+        print(f"nextbest: {said}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: BaseException) -> int:
+    """Say what went wrong, on standard error and, with --json, as an object; return exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error)
+        return 2
+    ours = error if isinstance(error, NextbestError) else _as_ours(error)
     if "--json" in sys.argv:
-        faults = [{**vars(f), "message": str(f)} for f in error.faults]
-        print(json.dumps({"error": {"code": error.code, "faults": faults}}, indent=1))
-    for fault in error.faults:
+        faults = [{**vars(f), "message": str(f)} for f in ours.faults]
+        _show({"error": {"code": ours.code, "faults": faults}})
+    for fault in ours.faults:
         print(f"nextbest: {fault}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    return ours.exit_code
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+def _as_ours(error: Any) -> NextbestError:
+    if isinstance(error, _Misuse):
+        command = error.ctx.command_path if error.ctx else "nextbest"  # type: ignore[attr-defined]
+        where = command.removeprefix("nextbest").strip() or "command"
+        problem = error.format_message()  # type: ignore[attr-defined]
+        return UsageError(where, problem, action=f"See `{command} --help`.")
+    if os.environ.get("NEXTBEST_DEBUG"):
+        raise error
+    return InternalError(
+        f"unexpected {type(error).__name__}",
+        str(error) or "it says no more",
+        action="This is a fault of nextbest; NEXTBEST_DEBUG=1 shows the details to report.",
+    )
 
 
 def _show(value: Any) -> None:
@@ -101,14 +129,13 @@ def _main(
 
 @app.command()
 def init(directory: Annotated[Path, typer.Argument(help="New or empty folder.")]) -> None:
-    """Copy the three rooms of the reference project into a new folder."""
+    """Copy the three rooms of the reference project into a folder."""
     from nextbest.project import init as copy
 
     made = copy(directory)
     print(f"Made {', '.join(str(m) for m in made)}.")
-    print(
-        f"Next: map your data in {directory}/training/sources.py, then `nextbest check --project {directory}`."
-    )
+    print(f"Next: map your data in {directory / 'training' / 'sources.py'},")
+    print(f"then run `nextbest check --project {directory}`.")
 
 
 @app.command()
@@ -128,10 +155,11 @@ def check(
         _show(report.to_dict())
     else:
         if report.history is not None:
-            _console().print(show.tables(report.history.reports))
+            show.out(show.tables(report.history.reports), "")
         for fault in report.faults:
             print(f"✗ {fault}")
-        print(f"{len(report.faults)} faults." if report.faults else "No faults.")
+        count = len(report.faults)
+        print(f"{count} fault{'s' if count > 1 else ''}." if count else "No faults.")
     if report.faults:
         raise typer.Exit(1)
 
@@ -145,13 +173,14 @@ def features(project: ProjectDir = HERE, json_: Json = False) -> None:
     opened = Project.open(project)
     with show.steps(quiet=json_) as step:
         step("look at the data's columns")
-        found, missing = jobs.features(opened, opened.history())
+        found, missing = jobs.features(opened)
     if json_:
         _show({"features": [vars(f) for f in found], "unavailable": list(missing)})
         return
-    _console().print(show.features(found))
+    show.out(*show.features(found))
+    print(f"{len(found)} features.")
     for group in missing:
-        print(f"not available: {group}")
+        print(f"Not available: {group}.")
 
 
 @app.command()
@@ -162,13 +191,12 @@ def train(
     project: ProjectDir = HERE,
     json_: Json = False,
 ) -> None:
-    """Train models, test them beside their baselines, and register new versions."""
+    """Train models beside their baselines, and register new versions."""
     from nextbest import jobs, show
     from nextbest.project import Project
 
     opened = Project.open(project)
-    for name in models or []:
-        opened.model(name)
+    jobs.trainable(opened, models or [])
     with show.steps(quiet=json_) as step:
         step("read and check the data")
         history = opened.history()
@@ -176,9 +204,13 @@ def train(
     if json_:
         _show({"trained": [r.to_dict() for r in results]})
         return
-    _console().print(show.trained(results))
+    show.out(*show.trained(results))
     for result in results:
-        print(f"{result.model.name} version {result.version} {result.verdict}.")
+        name, refusing = result.model.name, [g for g in result.gates if not g.passed]
+        for gate in refusing:
+            print(f'{name}: gate "{gate.gate}" will refuse it: {gate.message}.')
+        if not refusing:
+            print(f"{name} passes its gates. Next: nextbest promote {name}")
 
 
 @app.command()
@@ -189,19 +221,32 @@ def compare(
     ] = None,
     project: ProjectDir = HERE,
     json_: Json = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write one page with charts to this file.")
+    ] = None,
 ) -> None:
-    """Set versions of a model side by side with their baseline."""
+    """Is a version better than another: by how much, for whom, is it chance, what changed."""
+    from nextbest import show
     from nextbest.learn import compare as comparing
+    from nextbest.learn import compare_table
     from nextbest.project import Project
 
     opened = Project.open(project)
     opened.model(model)
-    found = comparing.compare(opened.registry(), model, versions or None)
+    with show.steps(quiet=json_) as step:
+        found = comparing.gather(opened.registry(), model, versions or None, progress=step)
+        if html is not None:
+            from nextbest.learn.compare_html import write
+
+            step("draw the page")
+            write(found, html)
+    facts = found.to_dict()
     if json_:
-        _show(found)
+        _show(facts)
         return
-    _console().print(comparing.table(found))
-    print(found["verdict"])
+    show.out(show.compared(facts), *compare_table.tables(found), facts["verdict"])
+    if html is not None:
+        print(f"Written to {html}: the same with charts, in one file.")
 
 
 @app.command()
@@ -223,7 +268,7 @@ def promote(
     from nextbest import jobs
     from nextbest.project import Project
 
-    if force and not reason:
+    if force and not (reason or "").strip():
         raise UsageError("--force", "it needs a reason", expected="--reason TEXT, which is kept")
     opened = Project.open(project)
     promoted, gates = jobs.promote(
@@ -244,7 +289,7 @@ def rollback(
     reason: Annotated[str | None, typer.Option(help="Kept with the version.")] = None,
     json_: Json = False,
 ) -> None:
-    """Give the champion's place back to the version that held it before."""
+    """Give the champion's place back to the version before it."""
     from nextbest.project import Project
 
     opened = Project.open(project)
@@ -258,7 +303,7 @@ def rollback(
 
 @app.command()
 def refresh(project: ProjectDir = HERE, json_: Json = False) -> None:
-    """Recompute every profile, score it with the champions, and serve that from now on."""
+    """Recompute and score every profile, and serve that from now on."""
     from nextbest import jobs, show
     from nextbest.project import Project
 
@@ -270,11 +315,10 @@ def refresh(project: ProjectDir = HERE, json_: Json = False) -> None:
         _show(result.to_dict())
         return
     models = ", ".join(f"{n} {v}" for n, v in result.models.items())
-    print(
-        f"{result.customers:,} profiles as of {result.as_of} with models {models}; bundle {result.bundle}."
-    )
+    print(f"{result.customers:,} profiles as of {result.as_of}, scored with {models}.")
+    print(f"Bundle {result.bundle} is served from now on.")
     for name in result.without_champion:
-        print(f"{name} has no champion, so its score is not served. Run `nextbest promote {name}`.")
+        print(f"{name} has no champion, so its score is unknown: nextbest promote {name}.")
 
 
 @app.command()
@@ -292,11 +336,17 @@ def decide(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Decide for one customer, or for all of them into a file."""
+    """Decide for one customer or for all; nothing is recorded."""
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import batch, decisions, runtime
 
+    if explain and customer is None:
+        raise UsageError("--explain", "it explains one decision", expected="--customer ID with it")
+    if out is not None and customer is not None:
+        raise UsageError(
+            "--out", "the file is for all customers", action="Leave out --customer, or --out."
+        )
     opened = Project.open(project)
     state = runtime.load_state(opened.root, policy_file=policy)
     situation = batch.situation_for(state, channel, limit=limit)
@@ -312,13 +362,8 @@ def decide(
                     {**record["answer"], "trace": record["trace"]} if explain else record["answer"]
                 )
             else:
-                for part in show.decision(record, explain=explain):
-                    _console().print(part)
+                show.out(*show.decision(record, explain=explain))
             return
-        if explain:
-            raise UsageError(
-                "--explain", "it explains one decision", expected="--customer ID with it"
-            )
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
             summary = batch.decide_batch(state, situation, out, store=store)
@@ -327,7 +372,7 @@ def decide(
     if json_:
         _show(summary.to_dict())
         return
-    _console().print(show.batch(summary.to_dict()))
+    show.out(*show.batch(summary.to_dict()))
     if out is None:
         print("Nothing was written; name a file with --out.")
 
@@ -357,7 +402,7 @@ def demo(
     project: ProjectDir = HERE,
     json_: Json = False,
 ) -> None:
-    """Run the whole job on the project's data, from raw history to one served decision."""
+    """Run the whole job, from raw history to one served decision."""
     from nextbest.demo import run
     from nextbest.project import Project
 
@@ -417,7 +462,9 @@ def keys_list(project: ProjectDir = HERE, json_: Json = False) -> None:
 
 @keys_app.command("revoke")
 def keys_revoke(
-    key_id: Annotated[str, typer.Argument(help="Id of the key.")], project: ProjectDir = HERE
+    key_id: Annotated[str, typer.Argument(help="Id of the key.")],
+    project: ProjectDir = HERE,
+    json_: Json = False,
 ) -> None:
     """Make a key useless from now on."""
     from nextbest.project import Project
@@ -428,4 +475,7 @@ def keys_revoke(
         auth.revoke_key(store, key_id)
     finally:
         store.close()
+    if json_:
+        _show({"key_id": key_id, "revoked": True})
+        return
     print(f"Key {key_id} is revoked.")

@@ -5,21 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
+import selectors
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nextbest import jobs
-from nextbest.errors import GateRefusal, NextbestError, StoreError
+from nextbest.errors import Fault, GateRefusal, NextbestError, StoreError
 from nextbest.project import Project
 
+if TYPE_CHECKING:
+    from nextbest.learn.registry import Registry
+    from nextbest.learn.train import TrainResult
+
 _START_SECONDS = 60
+_NEXT = {
+    "nextbest decide --customer ID --explain": "one customer's decision, and why",
+    "nextbest serve --insecure": "the API on this machine, documentation at /docs",
+    "make serve, make mlflow": "the API; runs, figures and plots of the models",
+    "nextbest init DIR": "a project for your own data: map it in DIR/training/sources.py",
+}
 
 
 def run(project: Project, *, as_json: bool = False) -> None:
@@ -32,51 +43,43 @@ def run(project: Project, *, as_json: bool = False) -> None:
 
     Raises
     ------
-    ConfigError, DataError : the project or its data have faults; all of them at once.
+    NextbestError : the project or its data have faults; all of them at once.
+    GateRefusal : no propensity model may be used, so that nothing can be served.
     """
-    from rich.console import Console
-
     from nextbest import show
 
+    def say(*parts: Any) -> None:
+        if not as_json:
+            show.out(*parts)
+
     began = time.monotonic()
-    console = Console(highlight=False, quiet=as_json)
     with show.steps(quiet=as_json) as step:
         step("check project and data")
         report = jobs.check_project(project)
         if report.history is None or report.faults:
             raise NextbestError(faults=report.faults)
-        console.print(show.tables(report.history.reports))
-        registry = project.registry()
+    say(show.tables(report.history.reports), "")
+    registry = project.registry()
+    with show.steps(quiet=as_json) as step:
         results = jobs.train(project, [], report.history, registry, step)
-        step("promote")
-        promotions: dict[str, Any] = {}
-        for result in results:
-            name = result.model.name
-            try:
-                version, gates = jobs.promote(project, name, registry, result.version)
-                promotions[name] = {"champion": version.version, "refused": []}
-            except GateRefusal as refusal:
-                champion = registry.champion(name)
-                promotions[name] = {
-                    "champion": champion.version if champion else None,
-                    "refused": [str(f) for f in refusal.faults],
-                }
+    say(*show.trained(results))
+    promotions = _promote(project, registry, results)
+    say(*_promoted(promotions), "")
+    with show.steps(quiet=as_json) as step:
         refreshed = jobs.refresh(project, report.history, registry, step)
         step("decide for every customer")
         out = project.state / "decisions" / "decisions.parquet"
         batch = _decide(project, out)
+    say(*show.batch(batch), "")
+    with show.steps(quiet=as_json) as step:
         step("serve one decision over HTTP")
-        exchange = _serve_one(project, out)
-    console.print(show.trained(results))
-    for result in results:
-        console.print(f"{result.model.name} {result.verdict}.")
-        for words in promotions[result.model.name]["refused"]:
-            console.print(f"  {words}")
-    console.print(show.batch(batch))
-    console.print(f"\nPOST {exchange['url']}/v1/decisions")
-    console.print(json.dumps(exchange["request"], indent=1), markup=False)
-    console.print(f"{exchange['status']} after {exchange['milliseconds']:.0f} ms", markup=False)
-    console.print(json.dumps(exchange["answer"], indent=1), markup=False)
+        exchange = _serve_one(project, out, batch["channel"])
+    say(
+        f"POST {exchange['url']}/v1/decisions",
+        json.dumps(exchange["request"], indent=1),
+        f"{exchange['status']} after {exchange['milliseconds']:.0f} ms",
+        json.dumps(exchange["answer"], indent=1, ensure_ascii=False),
+    )
     facts: dict[str, Any] = {
         "project": project.settings.name,
         "as_of": project.settings.as_of.isoformat() + "Z",
@@ -92,21 +95,66 @@ def run(project: Project, *, as_json: bool = False) -> None:
             "registry": registry.uri,
             "bundle": str(project.serving_state / refreshed.bundle),
         },
-        "next": [
-            "make serve    the API, with documentation at /docs",
-            "make mlflow   runs, metrics, plots and versions in the browser",
-            "nextbest decide --customer ID --explain",
-            "nextbest init DIR, then map your own data in DIR/training/sources.py",
-        ],
+        "next": [f"{command}: {what}" for command, what in _NEXT.items()],
     }
     if as_json:
         print(json.dumps(facts, indent=1, default=str, allow_nan=False))
-        return
-    console.print(f"\nDone in {facts['seconds']:.0f} s.")
-    console.print(
-        "\n".join(f"{name:>11}: {where}" for name, where in facts["files"].items()), markup=False
-    )
-    console.print("Next:\n" + "\n".join(f"  {line}" for line in facts["next"]), markup=False)
+    say(*_summary(facts, results))
+
+
+def _promote(
+    project: Project, registry: Registry, results: Sequence[TrainResult]
+) -> dict[str, dict[str, Any]]:
+    """Promote what the gates let through; where they refuse, the last champion stays."""
+    from nextbest.serve.bundle import PROPENSITY
+
+    found: dict[str, dict[str, Any]] = {}
+    for result in results:
+        name = result.model.name
+        try:
+            jobs.promote(project, name, registry, result.version)
+            found[name] = {"champion": result.version, "refused": []}
+        except GateRefusal as refusal:
+            champion = registry.champion(name)
+            kept = champion.version if champion else None
+            found[name] = {"champion": kept, "refused": [str(f) for f in refusal.faults]}
+            if name == PROPENSITY and champion is None:
+                stop = Fault(
+                    "demo",
+                    "without a champion for propensity there is nothing to serve, so it stops",
+                )
+                raise GateRefusal(faults=[*refusal.faults, stop]) from None
+    return found
+
+
+def _promoted(promotions: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, found in promotions.items():
+        yield from found["refused"]
+        if not found["refused"]:
+            yield f"{name} version {found['champion']} passed its gates and is champion."
+        elif found["champion"] is not None:
+            yield f"{name} goes on with its last champion, version {found['champion']}."
+        else:
+            yield f"{name} has no champion, so its score stays unknown."
+
+
+def _summary(facts: Mapping[str, Any], results: Sequence[TrainResult]) -> Iterator[str]:
+    rows = sum(t["rows_in"] for t in facts["tables"])
+    bad = sum(sum(t["quarantined"].values()) for t in facts["tables"])
+    made = facts["decisions"]
+    offers = ", ".join(f"{o} to {n:,}" for o, n in made["offers"].items() if n)
+    yield f"\nDone in {facts['seconds']:.0f} s."
+    yield f"     rows: {rows:,} read, {bad:,} quarantined"
+    for r in results:
+        metric, base = r.metrics[r.primary], r.baseline_metrics[r.primary]
+        figures = f"{r.primary} {metric.value:,.4g}, {r.baseline_name} {base.value:,.4g}"
+        yield f"{r.model.name:>9}: {figures}"
+    yield f"   offers: {offers or 'none'}; no offer to {made['no_offer']:,}"
+    for name, where in facts["files"].items():
+        yield f"{name:>9}: {where}"
+    yield "Next:"
+    for command, what in _NEXT.items():
+        yield f"  {command:<41}{what}"
 
 
 def _decide(project: Project, out: Path) -> dict[str, Any]:
@@ -114,13 +162,14 @@ def _decide(project: Project, out: Path) -> dict[str, Any]:
     from nextbest.serve.runtime import load_state
 
     state = load_state(project.root)
+    channel = next(iter(state.rules.tables.channels))
     # Without the store: the demo shows the first decision for everyone, however often it is run.
-    return decide_batch(state, situation_for(state), out).to_dict()
+    return decide_batch(state, situation_for(state, channel), out).to_dict()
 
 
-def _serve_one(project: Project, decisions: Path) -> dict[str, Any]:
+def _serve_one(project: Project, decisions: Path, channel: str) -> dict[str, Any]:
     """Start the API on a free loopback port, ask for one decision, and stop it."""
-    request = {"customer_id": _somebody(decisions), "channel": "mail", "explain": False}
+    request = {"customer_id": _somebody(decisions), "channel": channel, "explain": False}
     with _server(project) as url:
         began = time.monotonic()
         status, answer = _post(f"{url}/v1/decisions", request)
@@ -143,8 +192,10 @@ def _somebody(decisions: Path) -> str:
 def _server(project: Project) -> Iterator[str]:
     command = [sys.executable, "-m", "nextbest", "serve", "--project", str(project.root),
                "--port", "0", "--insecure"]  # fmt: skip
-    # A store of its own, so that trying things out does not count as contacting customers.
+    # A store of its own, and a new one, so that trying things out counts as contacting nobody.
     store = project.state / "demo-store.db"
+    for old in project.state.glob(f"{store.name}*"):
+        old.unlink()
     environment = {**os.environ, "NEXTBEST_STORE": f"sqlite:///{store}", "PYTHONUNBUFFERED": "1"}
     log = project.state / "demo-server.log"
     with log.open("w") as errors:
@@ -164,14 +215,16 @@ def _server(project: Project) -> Iterator[str]:
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:
     assert process.stdout is not None
-    line = process.stdout.readline()
+    deadline = time.monotonic() + _START_SECONDS
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(process.stdout, selectors.EVENT_READ)
+        line = process.stdout.readline() if waiting.select(_START_SECONDS) else ""
     found = re.search(r"http://\S+", line)
     if found is None:
         raise StoreError(
-            "demo", "the API did not start", got=log.read_text()[-500:].strip() or line
+            "demo", "the API did not start", got=log.read_text()[-500:].strip() or line or "silence"
         )
     url = found.group(0)
-    deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=2):

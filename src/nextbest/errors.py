@@ -18,6 +18,7 @@ __all__ = [
     "Fault",
     "FitError",
     "GateRefusal",
+    "InternalError",
     "NextbestError",
     "NotFoundError",
     "RegistryError",
@@ -45,7 +46,9 @@ class Fault:
     action: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.problem.rstrip('.')}."
+        text = f"{self.where}: {self.problem.rstrip('.')}"
+        if not text.endswith(("?", "!")):
+            text += "."
         if self.expected:
             text += f" Must be {self.expected}"
             text += f"; got {self.got}." if self.got else "."
@@ -139,3 +142,9 @@ class StoreError(NextbestError):
     """The decision store cannot be read or written."""
 
     code = "store"
+
+
+class InternalError(NextbestError):
+    """A fault of nextbest itself, where an error came up that nobody foresaw."""
+
+    code = "internal"

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextbest.errors import ConfigError, DataError, Fault, NextbestError, RegistryError
-from nextbest.project import Project, check
+from nextbest.errors import (
+    ConfigError,
+    DataError,
+    Fault,
+    FitError,
+    NextbestError,
+    RegistryError,
+    did_you_mean,
+)
+from nextbest.project import Project, form_faults
 
 if TYPE_CHECKING:
     from nextbest.data.contract import History
     from nextbest.data.features import Feature
     from nextbest.data.snapshots import ProfileFrames
+    from nextbest.decide.offers import Catalogue
+    from nextbest.decide.policy import Policy
     from nextbest.learn.gates import GateResult
     from nextbest.learn.model import Model
     from nextbest.learn.records import Version
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+_RESPONSE_TABLES = ("contacts", "responses", "offers")
 _SCORE_MEANINGS: Mapping[str, tuple[str, str]] = {
     "clv": ("expected discounted value over the model's horizon", "currency"),
     "clv_low": ("lower bound of clv", "currency"),
@@ -60,46 +72,110 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
     ----------
     data : also read and check the data; otherwise only definitions are looked at.
     """
-    faults = list(check(project))
-    history = None
+    from nextbest.decide.policy import load_serving
+
+    faults = list(project.faults())
+    history: History | None = None
+    found: tuple[Feature, ...] = ()
     if data:
         try:
-            history = project.history()
+            found, history = _look_at_data(project, faults)
         except NextbestError as error:
-            faults.extend(error.faults)
-    faults.extend(_serving_faults(project, history))
+            faults += error.faults
+    try:
+        serving = load_serving(project.root / "serving")
+        if found:
+            _bind(project, found, *serving)
+    except NextbestError as error:
+        faults += error.faults
     return CheckReport(tuple(dict.fromkeys(faults)), history)
 
 
-def _serving_faults(project: Project, history: History | None) -> list[Fault]:
+def _look_at_data(
+    project: Project, faults: list[Fault]
+) -> tuple[tuple[Feature, ...], History | None]:
+    """Return the features that the data can feed and the clean history, as far as there are any."""
+    _ = project.shapes  # without tables there is nothing to look at
+    found: tuple[Feature, ...] = ()
+    history: History | None = None
+    try:
+        found = features(project)[0]
+        faults += [f for m in project.models.values() for f in _unfed(project, m, found)]
+    except NextbestError as error:
+        faults += error.faults
+    try:
+        history = project.history()
+    except NextbestError as error:
+        faults += error.faults
+    return found, history
+
+
+def _bind(project: Project, found: Iterable[Feature], catalogue: Catalogue, policy: Policy) -> None:
+    """Hold rules and expressions against the columns that profiles will have."""
     from nextbest.decide.binding import bind
-    from nextbest.decide.policy import load_serving
     from nextbest.decide.rules import Column
 
-    try:
-        catalogue, policy = load_serving(project.root / "serving")
-        if history is None:
-            return []
-        columns = {
-            f.name: Column(_column_type(f.dtype), f.entity) for f in features(project, history)[0]
-        }
-        columns |= {name: Column("number", "customer") for name in project.score_columns()}
-        bind(catalogue, policy, columns)
-    except NextbestError as error:
-        return list(error.faults)
-    return []
+    columns = {f.name: Column(_column_type(f.dtype), f.entity) for f in found}
+    columns |= {name: Column("number", "customer") for name in project.score_columns()}
+    bind(catalogue, policy, columns)
 
 
 def _column_type(dtype: str) -> Any:
     return dtype if dtype in ("string", "boolean") else "number"
 
 
-def features(project: Project, history: History) -> tuple[tuple[Feature, ...], tuple[str, ...]]:
-    """Return every feature that the data can feed, and the groups that they cannot."""
+def _unfed(project: Project, model: Model, found: Iterable[Feature]) -> Iterator[Fault]:
+    """Yield what a model asks for that no feature of the data gives."""
+    where = f"models/{model.name}.py"
+    lacking = [t for t in _RESPONSE_TABLES if t not in project.shapes]
+    if model.label.entity == "pair" and lacking:
+        for table in lacking:
+            problem, expected = f'its label needs the table "{table}"', "returned by tables()"
+            yield Fault(where, problem, expected, action="Return it from training/sources.py.")
+        return
+    groups = project.groups if model.kind == "clv" else model.groups(project.groups)
+    entities = ("customer",) if model.label.entity == "customer" else ("customer", "offer", "pair")
+    used = {g.name for g in groups}
+    names = [f.name for f in found if f.group in used and f.entity in entities]
+    for need in model.baseline.needs:
+        if need not in names:
+            problem = f'the baseline needs the feature "{need}"'
+            expected = "a feature that the data can feed"
+            yield Fault(where, problem, expected, action=did_you_mean(need, names))
+    known = [*names, *(g.name for g in project.groups)]
+    for name in model.exclude:
+        if name not in known:
+            problem, expected = f'exclude names "{name}"', "a feature group or a feature"
+            yield Fault(where, problem, expected, action=did_you_mean(name, known))
+
+
+def features(project: Project) -> tuple[tuple[Feature, ...], tuple[str, ...]]:
+    """Return every feature that the data can feed, and the groups that they cannot; reads no row.
+
+    Raises
+    ------
+    ConfigError, DataError : sources or feature groups are wrong.
+    """
     from nextbest.data.features import available, describe
 
-    usable, missing = available(project.groups, history.tables)
-    return describe(usable, history.tables), tuple(str(m) for m in missing)
+    usable, missing = available(project.groups, project.shapes)
+    found = project.guard("models/features.py", lambda: describe(usable, project.shapes))
+    consents = _consents(project.shapes["customers"].columns)
+    return (*found, *consents), tuple(str(m) for m in missing)
+
+
+def _consents(columns: Iterable[str]) -> tuple[Feature, ...]:
+    """Return the columns that say who may be contacted: policy and rules read them, no model does.
+
+    They are taken as they stand, not as of a moment: what counts is what people say now.
+    """
+    from nextbest.data.features import Feature
+
+    return tuple(
+        Feature(name, f"may be contacted by {name.removeprefix('consent_')}", "yes or no",
+                "customers", "consent", "customer", "boolean")
+        for name in columns if name.startswith("consent_")
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ train and promote
@@ -115,21 +191,80 @@ def train(
     """Train models by name (all, in the order of the jobs, if none is named)."""
     from nextbest.learn.train import train as train_one
 
-    models = [project.model(n) for n in names] or list(project.models.values())
-    plans = [project.plan(m) for m in models]  # every fault in them shows before any work
-    faults = [f for m in models for f in m.faults(project.groups)]
+    models = trainable(project, names)
+    found = features(project)[0]
+    faults = [f for m in models for f in _unfed(project, m, found)]
     if faults:
         raise ConfigError(faults=faults)
     results = []
-    for model, plan in zip(models, plans, strict=True):
-        results.append(
-            train_one(
-                model, plan, history, project.groups, registry,
-                dataset=project.settings.name, seed=project.settings.seed,
-                progress=_named(model.name, progress),
-            )
-        )  # fmt: skip
+    for model in models:
+        with _naming_the_cause(model):
+            results.append(
+                train_one(
+                    model, project.plan(model), history, project.groups, registry,
+                    dataset=project.settings.name, seed=project.settings.seed,
+                    progress=_named(model.name, progress),
+                )
+            )  # fmt: skip
     return results
+
+
+def trainable(project: Project, names: Sequence[str]) -> list[Model]:
+    """Return models by name (all, if none is named); every fault in them shows before any work.
+
+    Raises
+    ------
+    NotFoundError : there is no such model.
+    ConfigError : models/ or training.toml are wrong; all faults at once.
+    """
+    models = [project.model(n) for n in dict.fromkeys(names)] or list(project.models.values())
+    faults: list[Fault] = []
+    for model in models:
+        ill_formed = list(form_faults(model))
+        faults += ill_formed or model.faults(project.groups)
+        try:
+            if not ill_formed:
+                project.plan(model)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults=list(dict.fromkeys(faults)))
+    return models
+
+
+@contextmanager
+def _naming_the_cause(model: Model) -> Iterator[None]:
+    """Turn what the estimator's library or the database raises into a fault of model or data."""
+    try:
+        yield
+    except NextbestError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        passed = _packages(error)
+        where = f"models/{model.name}.py"
+        if passed & {"duckdb", "ibis", "sqlglot"}:
+            raise DataError(
+                where,
+                "its features cannot be computed from the data",
+                got=said,
+                action="Look at models/features.py and training/sources.py.",
+            ) from error
+        if passed & {"sklearn", "lightgbm"}:
+            raise FitError(
+                where, "the estimator cannot be fitted", got=said, action="Look at its settings."
+            ) from error
+        raise
+
+
+def _packages(error: BaseException) -> set[str]:
+    """Packages that an error came from or passed through."""
+    found = {type(error).__module__.partition(".")[0]}
+    trace = error.__traceback__
+    while trace is not None:
+        found.add(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+        trace = trace.tb_next
+    return found
 
 
 def _named(name: str, progress: Progress) -> Progress:
@@ -185,7 +320,9 @@ def promote(
             )
     if not force:
         gates.require(name, chosen.version, results)
-    return registry.promote(name, chosen.version, reason=reason, forced=force), tuple(results)
+    overruled = any(not r.passed for r in results)
+    promoted = registry.promote(name, chosen.version, reason=reason, forced=overruled)
+    return promoted, tuple(results)
 
 
 def _newest(registry: Registry, name: str) -> Version:
@@ -245,13 +382,19 @@ def refresh(
 
     Raises
     ------
-    RegistryError : no model has a champion.
+    RegistryError : propensity has no champion, so that no offer could be decided.
     """
     from nextbest.data import profiles, snapshots
     from nextbest.decide.offers import Catalogue
     from nextbest.learn import artifact
-    from nextbest.serve.bundle import ModelSource, write_bundle
+    from nextbest.serve.bundle import PROPENSITY, ModelSource, write_bundle
 
+    if registry.champion(PROPENSITY) is None:
+        raise RegistryError(
+            f'model "{PROPENSITY}"',
+            "it has no champion, and without one no offer can be decided",
+            action=f"Run `nextbest train {PROPENSITY}`, then `nextbest promote {PROPENSITY}`.",
+        )
     offer_ids = Catalogue.load(project.root / "serving" / "offers.toml").offer_ids
     as_of = project.settings.as_of
     progress("profiles of all customers")
@@ -275,12 +418,9 @@ def refresh(
                 found = _score(model, artifact.load(path), history, frames)
                 scores |= found
                 described += [_score_feature(model, c) for c in found]
-        if not sources:
-            raise RegistryError(
-                "refresh",
-                "no model has a champion",
-                action="Run `nextbest train`, then `nextbest promote`.",
-            )
+        consents = _consents(history.tables["customers"].columns)
+        scores |= _consent_values(history, frames, consents)
+        described += consents
         progress("write the bundle")
         version = f"{as_of:%Y%m%dT%H%M%S}"
         bundle = write_bundle(
@@ -291,6 +431,18 @@ def refresh(
         bundle, len(frames.customers), len(offer_ids), columns, as_of.isoformat() + "Z",
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
     )  # fmt: skip
+
+
+def _consent_values(
+    history: History, frames: ProfileFrames, consents: Iterable[Feature]
+) -> dict[str, Any]:
+    """Return each consent as 1, 0 or unknown, in the order of the profiles."""
+    people = history.tables["customers"].to_pandas().set_index("customer_id")
+    people = people.reindex(frames.customers["customer_id"])
+    return {
+        c.name: people[c.name].map({True: 1.0, False: 0.0}).to_numpy(dtype="float64")
+        for c in consents
+    }
 
 
 def _score(

@@ -5,20 +5,18 @@ Nothing outside this file knows where a definition lies. State goes to `.nextbes
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import shutil
 import sys
-import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 from nextbest.errors import ConfigError, Fault, NextbestError, NotFoundError, did_you_mean
+from nextbest.settings import SETTINGS, Settings, make_plan, read_settings
 
 if TYPE_CHECKING:
     from nextbest.data.contract import History
@@ -27,22 +25,8 @@ if TYPE_CHECKING:
     from nextbest.learn.registry import Registry
 
 ROOMS = ("models", "training", "serving")
-_NOT_A_MODEL = ("features", "__init__")
-_SETTINGS = "training/training.toml"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What training.toml says about the whole project; moments are naive UTC."""
-
-    name: str
-    timezone: str
-    observed_until: datetime
-    as_of: datetime
-    seed: int
-    error_limit: float | dict[str, float]
-    order: tuple[str, ...]
-    raw: dict[str, Any]
+_FEATURES = "features"
+_SOURCES = "training/sources.py"
 
 
 @dataclass(frozen=True)
@@ -66,7 +50,9 @@ class Project:
                 str(root),
                 "this folder is not a nextbest project",
                 expected="a folder with " + ", ".join(f"{r}/" for r in ROOMS),
-                got="no " + ", no ".join(f"{r}/" for r in missing),
+                got="no such folder"
+                if not root.is_dir()
+                else "no " + ", no ".join(f"{r}/" for r in missing),
                 action="Name the project with --project DIR, or make one with `nextbest init DIR`.",
             )
         return cls(root)
@@ -84,27 +70,49 @@ class Project:
     @cached_property
     def settings(self) -> Settings:
         """What training.toml says; every fault in it is reported at once."""
-        return read_settings(self.root / _SETTINGS)
+        found, faults = self._settings
+        if faults:
+            raise ConfigError(faults=faults)
+        return found
+
+    @cached_property
+    def _settings(self) -> tuple[Settings, list[Fault]]:
+        return read_settings(self.root / SETTINGS)
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """All models by name, in the order of the jobs."""
+        """All models by name, in the order of the jobs; every fault in the files at once."""
+        found, faults = self._models
+        if faults:
+            raise ConfigError(faults=faults)
+        order = [n for n in self.settings.order if n in found]
+        return {n: found[n] for n in [*order, *(n for n in found if n not in order)]}
+
+    @cached_property
+    def _models(self) -> tuple[dict[str, Model], list[Fault]]:
+        """The models that could be read, and what is wrong with the other files."""
         from nextbest.learn.model import Model
 
         found: dict[str, Model] = {}
-        for path in sorted((self.root / "models").glob("*.py")):
-            if path.stem in _NOT_A_MODEL or path.stem.startswith("_"):
+        faults: list[Fault] = []
+        for path in sorted((self.root / "models").glob("[!_]*.py")):
+            if path.stem == _FEATURES:
                 continue
-            model = getattr(_load(self.root, path), "model", None)
-            if not isinstance(model, Model):
-                raise ConfigError(
-                    f"models/{path.name}",
-                    "it defines no model",
-                    expected="a line `model = Model(...)`",
-                )
-            found[path.stem] = model.named(path.stem)
-        order = [n for n in self.settings.order if n in found]
-        return {n: found[n] for n in [*order, *(n for n in found if n not in order)]}
+            where = f"models/{path.name}"
+            try:
+                model = getattr(self._load(where), "model", None)
+            except NextbestError as error:
+                faults.extend(error.faults)
+                continue
+            if isinstance(model, Model):
+                found[path.stem] = model.named(path.stem)
+            else:
+                expected = "a line `model = Model(...)`; a file of helpers is named _helpers.py"
+                got = f"model is a {type(model).__name__}" if model is not None else ""
+                faults.append(Fault(where, "it defines no model", expected, got))
+        if not found and not faults:
+            faults.append(Fault("models/", "there is no model", "a file such as models/churn.py"))
+        return found, faults
 
     def model(self, name: str) -> Model:
         """Return one model.
@@ -128,49 +136,69 @@ class Project:
         from nextbest.data.features import FeatureGroup
         from nextbest.data.groups import BUILT_IN
 
-        path = self.root / "models" / "features.py"
-        if not path.exists():
+        where = f"models/{_FEATURES}.py"
+        if not (self.root / where).exists():
             return BUILT_IN
-        own = [v for v in vars(_load(self.root, path)).values() if isinstance(v, FeatureGroup)]
+        values = vars(self._load(where)).values()
+        own = list({id(v): v for v in values if isinstance(v, FeatureGroup)}.values())
+        taken = [g.name for g in BUILT_IN]
         for group in own:
-            if group.name in {g.name for g in BUILT_IN}:
+            if group.name in taken:
                 raise ConfigError(
-                    "models/features.py",
-                    f'feature group "{group.name}" has the name of a built-in one',
-                    expected="a name of its own",
+                    where,
+                    f'there is a second feature group "{group.name}"',
+                    expected="a name that no other group has, built-in ones included",
                 )
+            taken.append(group.name)
         return (*BUILT_IN, *own)
 
-    def sources(self) -> dict[str, Any]:
-        """Call the project's `tables()` and return its Ibis tables by name."""
-        path = self.root / "training" / "sources.py"
-        if not path.exists():
-            raise ConfigError(
-                "training/sources.py", "the file is missing", expected="a function tables()"
-            )
-        tables = getattr(_load(self.root, path), "tables", None)
+    @cached_property
+    def _tables(self) -> Callable[[], Any]:
+        """The function `tables()` of training/sources.py."""
+        if not (self.root / _SOURCES).exists():
+            raise ConfigError(_SOURCES, "the file is missing", expected="a function tables()")
+        tables = getattr(self._load(_SOURCES), "tables", None)
         if not callable(tables):
             raise ConfigError(
-                "training/sources.py",
+                _SOURCES,
                 "it has no function tables()",
                 expected="def tables() -> dict[str, ibis.Table]",
             )
-        found = _guard("training/sources.py", tables)
+        function: Callable[[], Any] = tables
+        return function
+
+    @cached_property
+    def sources(self) -> dict[str, Any]:
+        """The project's tables as Ibis expressions by name: what its `tables()` returns."""
+        found = self.guard(_SOURCES, self._tables)
         if not isinstance(found, dict):
             raise ConfigError(
-                "training/sources.py",
+                _SOURCES,
                 "tables() returned the wrong thing",
                 expected="a dict of Ibis tables",
                 got=type(found).__name__,
             )
         return found
 
+    @cached_property
+    def shapes(self) -> dict[str, Any]:
+        """The project's tables in the contract's types; no row is read.
+
+        Raises
+        ------
+        ConfigError, DataError : tables or columns are missing or wrong; all faults at once.
+        """
+        from nextbest.data.sources import TABLES, check_shape, conform
+
+        check_shape(self.sources)
+        return {name: conform(table, TABLES[name]) for name, table in self.sources.items()}
+
     def history(self) -> History:
         """Read, check and clean the project's data; bad rows go to `.nextbest/quarantine`."""
         from nextbest.data.contract import check_and_clean
 
         return check_and_clean(
-            self.sources(),
+            self.sources,
             observed_until=self.settings.observed_until,
             error_limit=self.settings.error_limit,
             quarantine_dir=self.state / "quarantine",
@@ -183,300 +211,142 @@ class Project:
         return Registry(None, self.state)
 
     def plan(self, model: Model) -> Plan:
-        """Return when a model is trained and tested, from its table in training.toml."""
-        return make_plan(self.settings, model)
+        """Return when a model is trained and tested, from its table in training.toml.
+
+        Raises
+        ------
+        ConfigError : the model has no table there, or a setting in it is wrong; all at once.
+        """
+        plan, faults = make_plan(self.settings, model)
+        if plan is None or faults:
+            raise ConfigError(faults=faults)
+        return plan
 
     def score_columns(self) -> tuple[str, ...]:
         """Score columns that profiles will hold, in the order of the models."""
         return tuple(c for m in self.models.values() for c in m.score_columns)
 
-
-def read_settings(path: Path) -> Settings:
-    """Read training.toml.
-
-    Raises
-    ------
-    ConfigError : the file is missing or broken, or settings are wrong; all faults at once.
-    """
-    where = f"{path.parent.name}/{path.name}"
-    raw = read_toml(path)
-    faults: list[Fault] = []
-    _unknown(where, "", raw, ("project", "data", "jobs", "gates", "models"), faults)
-    project, data = _table(where, raw, "project", faults), _table(where, raw, "data", faults)
-    jobs = _table(where, raw, "jobs", faults)
-    _unknown(
-        where,
-        "[project] ",
-        project,
-        ("name", "timezone", "observed_until", "as_of", "seed"),
-        faults,
-    )
-    _unknown(where, "[data] ", data, ("error_limit",), faults)
-    _unknown(where, "[jobs] ", jobs, ("order",), faults)
-    name = _typed(where, "project.name", project.get("name"), str, "a text", faults) or "project"
-    zone = project.get("timezone", "UTC")
-    try:
-        tz: ZoneInfo | None = ZoneInfo(zone)
-    except (KeyError, ValueError, TypeError, OSError):
-        tz = None
-        faults.append(
-            Fault(
-                where,
-                "project.timezone is not a time zone",
-                'a name such as "Europe/Paris"',
-                repr(zone),
-            )
-        )
-    today = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
-    moments = {}
-    for key in ("observed_until", "as_of"):
-        value = project.get(key)
-        if value is None:
-            moments[key] = today
-        elif isinstance(value, date):
-            moments[key] = to_utc(value, tz or ZoneInfo("UTC"))
-        else:
-            faults.append(
-                Fault(
-                    where, f"project.{key} is not a date", "a date such as 2017-12-10", repr(value)
-                )
-            )
-            moments[key] = today
-    seed = project.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-        faults.append(
-            Fault(where, "project.seed is wrong", "a whole number from 0 to 2147483647", repr(seed))
-        )
-        seed = 0
-    limit = data.get("error_limit", 0.05)
-    if isinstance(limit, dict):
-        for table, share in limit.items():
-            _share(where, f"data.error_limit.{table}", share, faults)
-    else:
-        _share(where, "data.error_limit", limit, faults)
-    order = jobs.get("order", [])
-    if not isinstance(order, list) or not all(isinstance(n, str) for n in order):
-        faults.append(Fault(where, "jobs.order is wrong", "a list of model names", repr(order)))
-        order = []
-    if faults:
-        raise ConfigError(faults=faults)
-    return Settings(
-        name=name, timezone=zone, observed_until=moments["observed_until"], as_of=moments["as_of"],
-        seed=seed, error_limit=limit, order=tuple(order), raw=raw,
-    )  # fmt: skip
-
-
-_PLAN_KEYS = ("cut", "train_from", "every_days", "test", "evaluation_days", "folds", "gates")
-
-
-def make_plan(settings: Settings, model: Model) -> Plan:
-    """Return a model's plan: moments on this side of the cut whose labels are closed by then.
-
-    Raises
-    ------
-    ConfigError : the model has no table in training.toml, or a setting is wrong; all at once.
-    """
-    from nextbest.learn.model import Gates, Plan
-
-    where = _SETTINGS
-    tables = settings.raw.get("models", {})
-    table = tables.get(model.name) if isinstance(tables, dict) else None
-    if not isinstance(table, dict):
-        raise ConfigError(
-            where,
-            f'model "{model.name}" has no table',
-            expected=f"[models.{model.name}] with a cut",
-        )
-    faults: list[Fault] = []
-    prefix = f"models.{model.name}."
-    _unknown(where, f"[models.{model.name}] ", table, _PLAN_KEYS, faults)
-    tz = ZoneInfo(settings.timezone)
-
-    def moment(key: str, value: Any) -> datetime | None:
-        if isinstance(value, date):
-            return to_utc(value, tz)
-        faults.append(
-            Fault(where, f"{prefix}{key} is not a date", "a date such as 2017-10-01", repr(value))
-        )
-        return None
-
-    cut = moment("cut", table.get("cut"))
-    gate_values = {**_table(where, settings.raw, "gates", faults), **table.get("gates", {})}
-    known = tuple(Gates.__dataclass_fields__)
-    _unknown(where, "gates: ", gate_values, known, faults)
-    for key, value in gate_values.items():
-        if key in known and not (isinstance(value, (int, float)) and value >= 0):
-            faults.append(Fault(where, f"gates.{key} is wrong", "a number from 0 up", repr(value)))
-    numbers = {}
-    for key, default in (("every_days", 28), ("evaluation_days", 180), ("folds", 4)):
-        numbers[key] = table.get(key, default)
-        if not isinstance(numbers[key], int) or isinstance(numbers[key], bool) or numbers[key] < 1:
-            faults.append(
-                Fault(
-                    where, f"{prefix}{key} is wrong", "a whole number from 1 up", repr(numbers[key])
-                )
-            )
-    train: list[datetime] = []
-    test: list[datetime] = []
-    if model.kind == "probability" and model.label.entity == "customer":
-        first = moment("train_from", table.get("train_from"))
-        horizon = model.label.horizon_days or 0
-        if first and cut and not faults:
-            at = cut - timedelta(days=horizon)
-            while at >= first:
-                train.append(at)
-                at -= timedelta(days=numbers["every_days"])
-            if not train:
-                faults.append(
-                    Fault(
-                        where,
-                        f"{prefix}train_from leaves nothing to train on",
-                        f"a day at least {horizon:g} days before the cut",
-                        str(table.get("train_from")),
-                    )
-                )
-        values = table.get("test", [table.get("cut")])
-        test = [t for t in (moment("test", v) for v in values) if t is not None]
-    if faults or cut is None:
-        raise ConfigError(faults=faults)
-    return Plan(
-        cut=cut, train_as_of=tuple(sorted(train)), test_as_of=tuple(test),
-        evaluation_days=numbers["evaluation_days"], folds=numbers["folds"],
-        gates=Gates(**{k: v for k, v in gate_values.items() if k in known}),
-    )  # fmt: skip
-
-
-def to_utc(value: date, tz: ZoneInfo) -> datetime:
-    """Return a local date's midnight, or a local or aware time, as naive UTC."""
-    local = value if isinstance(value, datetime) else datetime.combine(value, time())
-    if local.tzinfo is None:
-        local = local.replace(tzinfo=tz)
-    return local.astimezone(UTC).replace(tzinfo=None)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file of the project.
-
-    Raises
-    ------
-    ConfigError : it is missing, not UTF-8, or not TOML (with line and column).
-    """
-    where = f"{path.parent.name}/{path.name}"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            where, "the file is missing", action="`nextbest init` writes one."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(where, "the file cannot be read", got=str(error)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(where, "this is not valid TOML", got=str(error)) from None
-
-
-def _table(where: str, raw: dict[str, Any], key: str, faults: list[Fault]) -> dict[str, Any]:
-    value = raw.get(key, {})
-    if isinstance(value, dict):
-        return value
-    faults.append(Fault(where, f"{key} is wrong", f"a table [{key}]", repr(value)))
-    return {}
-
-
-def _unknown(
-    where: str, at: str, table: dict[str, Any], known: tuple[str, ...], faults: list[Fault]
-) -> None:
-    for key in table:
-        if key not in known:
-            faults.append(
-                Fault(where, f'{at}has no setting "{key}"'.strip(), "one of " + ", ".join(known),
-                      action=did_you_mean(key, known))
-            )  # fmt: skip
-
-
-def _typed(where: str, key: str, value: Any, kind: type, words: str, faults: list[Fault]) -> Any:
-    if value is not None and not isinstance(value, kind):
-        faults.append(Fault(where, f"{key} is wrong", words, repr(value)))
-        return None
-    return value
-
-
-def _share(where: str, key: str, value: Any, faults: list[Fault]) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        faults.append(Fault(where, f"{key} is wrong", "a share from 0 to 1", repr(value)))
-
-
-def _load(root: Path, path: Path) -> ModuleType:
-    """Import a project file by path, under a name of its own; siblings import each other by name."""
-    name = f"nextbest_project_{abs(hash(root)):x}_{path.parent.name}_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path.parent.name}/{path.name}", "it cannot be loaded as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader = spec.loader
-    try:
-        _guard(f"{path.parent.name}/{path.name}", lambda: loader.exec_module(module), path)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _guard(where: str, call: Callable[[], Any], path: Path | None = None) -> Any:
-    """Run project code; whatever it raises becomes a message that names the file and line."""
-    try:
-        return call()
-    except NextbestError:
-        raise
-    except Exception as error:
-        line = None
-        trace = error.__traceback__
-        while trace is not None:
-            file = Path(trace.tb_frame.f_code.co_filename)
-            if file == path or f"{file.parent.name}/{file.name}" == where:
-                line = trace.tb_lineno
-            trace = trace.tb_next
-        if isinstance(error, SyntaxError) and error.lineno:
-            line = error.lineno
-        at = f"{where}, line {line}" if line else where
-        raise ConfigError(
-            at, f"{type(error).__name__}: {error}", action="Mend the file and run again."
-        ) from error
-
-
-def check(project: Project) -> Iterator[Fault]:
-    """Yield every fault of the project's definitions, room by room, without reading a row."""
-    try:
-        groups = project.groups
-    except NextbestError as error:
-        yield from error.faults
-        groups = ()
-    try:
-        _settings = project.settings
-    except NextbestError as error:
-        yield from error.faults
-        return
-    try:
-        models = project.models
-    except NextbestError as error:
-        yield from error.faults
-        return
-    for name in project.settings.order:
-        if name not in models:
-            yield Fault(
-                _SETTINGS,
-                f'jobs.order names "{name}"',
-                "a file in models/",
-                action=did_you_mean(name, models),
-            )
-    for model in models.values():
-        yield from model.faults(groups)
+    def faults(self) -> Iterator[Fault]:
+        """Yield every fault of models/ and training/, file by file, without reading a row."""
+        groups: Sequence[FeatureGroup] = ()
         try:
-            project.plan(model)
+            groups = self.groups
         except NextbestError as error:
             yield from error.faults
+        models, unreadable = self._models
+        yield from unreadable
+        sound = []
+        for model in models.values():
+            found = list(form_faults(model))
+            if not found:
+                sound.append(model)
+                # Where models/features.py cannot be read, nobody knows which groups exist.
+                found = (model if groups else replace(model, features=())).faults(groups)
+            yield from found
+        try:
+            _ = self._tables
+        except NextbestError as error:
+            yield from error.faults
+        try:
+            settings, wrong = self._settings
+        except NextbestError as error:
+            yield from error.faults
+            return
+        yield from wrong
+        yield from self._misnamed(settings)
+        for model in sound:
+            yield from make_plan(settings, model)[1]
+
+    def _misnamed(self, settings: Settings) -> Iterator[Fault]:
+        """Yield the models that training.toml names and that have no file."""
+        files = [p.stem for p in (self.root / "models").glob("[!_]*.py") if p.stem != _FEATURES]
+        tables = settings.raw.get("models")
+        named = [(n, f'jobs.order names "{n}"') for n in settings.order]
+        if isinstance(tables, dict):
+            named += [(n, f"[models.{n}] is the table of no model") for n in tables]
+        for name, problem in named:
+            if name not in files:
+                hint = did_you_mean(name, files)
+                yield Fault(SETTINGS, problem, "the name of a file in models/", action=hint)
+
+    def guard(self, where: str, call: Callable[[], Any]) -> Any:
+        """Run code of the project; whatever it raises becomes a fault with its file and line.
+
+        Raises
+        ------
+        ConfigError : the code failed; ``where`` is named if no file of the project did.
+        """
+        try:
+            return call()
+        except NextbestError:
+            raise
+        except (Exception, SystemExit) as error:
+            at, trace = where, error.__traceback__
+            while trace is not None:
+                if inside := self._inside(trace.tb_frame.f_code.co_filename):
+                    at = f"{inside}, line {trace.tb_lineno}"
+                trace = trace.tb_next
+            said = str(error).strip().partition("\n")[0]
+            if isinstance(error, SyntaxError) and error.filename:
+                at = f"{self._inside(error.filename) or where}, line {error.lineno}"
+                said = error.msg
+            problem = f"{type(error).__name__}: {said}" if said else type(error).__name__
+            raise ConfigError(at, problem, action="Mend the file and run again.") from error
+
+    def _inside(self, file: str) -> str | None:
+        """The file's name as messages show it, if it lies in a room."""
+        path = Path(file)
+        if not path.is_absolute() or not path.is_relative_to(self.root):
+            return None
+        name = path.relative_to(self.root)
+        return name.as_posix() if name.parts[0] in ROOMS else None
+
+    def _load(self, where: str) -> ModuleType:
+        """Import a file of a room; files of one room may import each other: `from . import x`."""
+        room, _, file = where.partition("/")
+        package = f"nextbest_project_{abs(hash(self.root)):x}_{room}"
+        if package not in sys.modules:
+            sys.modules[package] = ModuleType(package)
+            sys.modules[package].__path__ = [str(self.root / room)]
+        importlib.invalidate_caches()
+        name = f"{package}.{file.removesuffix('.py')}"
+        module: ModuleType = self.guard(where, lambda: importlib.import_module(name))
+        return module
+
+
+def form_faults(model: Model) -> Iterator[Fault]:
+    """Yield what is not even of the right form in a `Model(...)`, before anything asks it."""
+    from nextbest.learn.clv import CustomerLifetimeValue
+
+    where = f"models/{model.name}.py"
+    forms = {
+        "label": ("a label such as NoPurchase(...)", ("examples", "population", "entity")),
+        "baseline": ("a baseline such as SingleFeature(...)", ("fit", "needs", "name")),
+        "estimator": ("an estimator that has not been fitted", ("fit", "get_params")),
+    }
+    wrong = False
+    for part, (expected, has) in forms.items():
+        value = getattr(model, part)
+        if isinstance(value, type) or not all(hasattr(value, name) for name in has):
+            wrong = True
+            yield Fault(where, f"{part} is wrong", expected, _shown(value))
+    for part in ("features", "exclude"):
+        value = getattr(model, part)
+        if not isinstance(value, (tuple, list)) or not all(isinstance(n, str) for n in value):
+            yield Fault(
+                where, f"{part} is wrong", 'a tuple of names, such as ("rfm",)', repr(value)
+            )
+    if not wrong and model.kind == "clv":
+        if not isinstance(model.estimator, CustomerLifetimeValue):
+            expected = "a CustomerLifetimeValue(...), as its label is a FutureValue"
+            yield Fault(where, "estimator is wrong", expected, _shown(model.estimator))
+    elif not wrong and not hasattr(model.estimator, "predict_proba"):
+        expected = "a classifier, as its label is a yes or no"
+        yield Fault(where, "estimator is wrong", expected, _shown(model.estimator))
+
+
+def _shown(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
 
 
 def scaffold() -> Path:
@@ -493,8 +363,15 @@ def init(target: Path) -> list[Path]:
     ------
     ConfigError : the folder holds something already, or cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(str(target), "it is not empty", expected="a new or empty folder")
+    # A fresh repository holds a hidden folder, and is as good as empty.
+    held = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
+    if (target.exists() and not target.is_dir()) or any(not n.startswith(".") for n in held):
+        raise ConfigError(
+            str(target),
+            "there is something already",
+            expected="a new or empty folder",
+            got=", ".join(held[:5]) or "a file",
+        )
     source = scaffold()
     made = []
     try:
@@ -504,5 +381,6 @@ def init(target: Path) -> list[Path]:
             shutil.copytree(source / room, target / room, ignore=ignore)
             made.append(target / room)
     except OSError as error:
-        raise ConfigError(str(target), "it cannot be written", got=str(error)) from None
+        reason = error.strerror or str(error)
+        raise ConfigError(str(target), "it cannot be written", got=reason) from None
     return made

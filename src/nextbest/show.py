@@ -1,12 +1,20 @@
-"""Tables for a person at a terminal; every command that prints one can print JSON instead."""
+"""Tables and steps for a person at a terminal; every command that shows one can print JSON instead.
+
+Every table fits into 80 columns: names are never broken, and only the last column wraps.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from nextbest.data.contract import TableReport
@@ -17,61 +25,92 @@ if TYPE_CHECKING:
 _SHOWN = ("auc", "average_precision", "brier", "lift_at_10", "mae", "pearson_r", "aggregate_ratio")
 
 
-def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False)
+def out(*parts: Any) -> None:
+    """Print texts and tables to standard output; brackets in them are brackets, not markup."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    for part in parts:
+        if isinstance(part, str):
+            print(part)  # as it is: a terminal wraps it, a file keeps the line
+        else:
+            console.print(part)
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(show_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        justify: Any = "right" if name in right else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != columns[-1])
     return table
 
 
-def tables(reports: Iterable[TableReport]) -> Table:
+def _titled(title: str, table: Table) -> Group:
+    # A title of rich's own wraps at the width of its table.
+    return Group(Text(title, style="bold"), table)
+
+
+def tables(reports: Iterable[TableReport]) -> Group:
     """Show what the data check counted: rows in, clean rows, quarantined rows with their reason."""
-    out = _table(
-        "Data", "table", "rows in", "clean", "quarantined", "why / notes",
+    table = _table(
+        "table", "rows in", "clean", "quarantined", "why / notes",
         right=("rows in", "clean", "quarantined"),
     )  # fmt: skip
     for r in reports:
         why = [f"{n:,} {reason}" for reason, n in r.quarantined.items()]
-        out.add_row(
+        table.add_row(
             r.table, f"{r.rows_in:,}", f"{r.rows_clean:,}", f"{sum(r.quarantined.values()):,}",
             "\n".join([*why, *r.notes]) or "–",
         )  # fmt: skip
-    return out
+    return _titled("Data", table)
 
 
-def features(found: Iterable[Feature]) -> Table:
-    """Show every feature with its meaning, unit and source."""
-    out = _table("Features", "name", "of", "meaning", "unit", "source", "group")
-    for f in found:
-        live = " (live)" if f.live else ""
-        out.add_row(f.name, f.entity, f.meaning + live, f.unit, f.source, f.group)
-    return out
+def features(found: Iterable[Feature]) -> Iterator[Any]:
+    """Show every feature with its unit and meaning, group by group."""
+    for (group, source, of), members in groupby(found, key=lambda f: (f.group, f.source, f.entity)):
+        each = {"pair": "customer and offer"}.get(of, of)
+        table = _table("name", "unit", "meaning")
+        for f in members:
+            table.add_row(f.name, f.unit, f.meaning + (" (live)" if f.live else ""))
+        yield _titled(f"{group}: of each {each}, from {source}", table)
+        yield ""
 
 
-def trained(results: Sequence[TrainResult]) -> Table:
+def trained(results: Iterable[TrainResult]) -> Iterator[Any]:
     """Show each model's figures on its test slice, with intervals, beside its baseline."""
-    out = _table(
-        "Models, on their test slices (95% intervals)", "model", "metric", "value", "interval",
-        "baseline", "rows", right=("value", "baseline", "rows"),
-    )  # fmt: skip
     for r in results:
-        first = True
-        for name in _SHOWN:
-            if name not in r.metrics:
-                continue
+        rows = f"{r.counts['n_test']:,} test rows"
+        if "n_positive" in r.counts:
+            rows += f", {r.counts['n_positive']:,} of them positive"
+        beside = f"baseline: {r.baseline_name}"
+        table = _table("metric", "value", "95% interval", beside, right=("value",))
+        for name in (n for n in _SHOWN if n in r.metrics):
             m, base = r.metrics[name], r.baseline_metrics.get(name)
-            positive = f" ({r.counts['n_positive']:,})" if "n_positive" in r.counts else ""
-            out.add_row(
-                f"{r.model.name} {r.version}" if first else "",
-                name,
-                figure(m.value),
-                f"{figure(m.low)} to {figure(m.high)}",
+            table.add_row(
+                name, figure(m.value), f"{figure(m.low)} to {figure(m.high)}",
                 figure(base.value) if base else "–",
-                f"{r.counts['n_test']:,}{positive}" if first else "",
-            )
-            first = False
-        out.add_row("", f"[dim]baseline: {r.baseline_name}[/dim]", "", "", "", "")
-    return out
+            )  # fmt: skip
+        yield _titled(f"{r.model.name} version {r.version} on {rows}", table)
+        yield f"{r.model.name} {r.verdict}.\n"
+
+
+def compared(found: Mapping[str, Any]) -> Group:
+    """Show the versions of a model beside its baseline, figure by figure."""
+    columns = [
+        (f"version {v['version']}" + "".join(f", {a}" for a in v["aliases"]), v["metrics"])
+        for v in found["versions"]
+    ]
+    if found["baseline"]:
+        columns.append((f"baseline: {found['baseline']['name']}", found["baseline"]["metrics"]))
+    measured = [(name, metrics.get("test", {})) for name, metrics in columns]
+    table = _table("metric", "value", "95% interval", "of", right=("value",))
+    for metric in dict.fromkeys(name for _, figures in measured for name in figures):
+        shown = metric
+        for name, figures in measured:
+            if metric in figures:
+                m = figures[metric]
+                interval = f"{figure(m['low'])} to {figure(m['high'])}"
+                table.add_row(shown, figure(m["value"]), interval, name)
+                shown = ""
+    return _titled(f"{found['model']}: figures on the test rows", table)
 
 
 def figure(value: float) -> str:
@@ -79,23 +118,24 @@ def figure(value: float) -> str:
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
-def batch(summary: Mapping[str, Any]) -> Table:
+def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
     """Show how many customers get each offer, and at which step the others lost it."""
-    out = _table(
-        f"Decisions for {summary['customers']:,} customers, {summary['decided_at']}, "
-        f"channel {summary['channel']}",
-        "offer", "chosen", "lost at (customers)", right=("chosen",),
-    )  # fmt: skip
+    table = _table("offer", "chosen", "customers who did not get it, by reason", right=("chosen",))
     for offer, count in summary["offers"].items():
         lost = summary["funnel"].get(offer, {}).get("lost", {})
-        words = [f"{reason} {n:,}" for reasons in lost.values() for reason, n in reasons.items()]
-        out.add_row(offer, f"{count:,}", "; ".join(words) or "–")
-    out.add_row("no offer", f"{summary['no_offer']:,}", "")
-    return out
+        why = [(n, reason) for reasons in lost.values() for reason, n in reasons.items()]
+        words = [f"{n:,} {reason}" for n, reason in sorted(why, key=lambda pair: -pair[0])]
+        table.add_row(offer, f"{count:,}", "; ".join(words) or "–")
+    table.add_row("no offer", f"{summary['no_offer']:,}", "")
+    title = f"Decisions for {summary['customers']:,} customers as of {summary['decided_at']}, "
+    yield _titled(title + f"channel {summary['channel']}", table)
+    yield f"Expected profit of the offers made: {summary['expected_profit']:,.2f}."
+    if summary["file"]:
+        yield f"Written to {summary['file']}: {summary['rows']:,} rows."
 
 
 def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
-    """Show one decision: the offers made with their reasons, and with ``explain`` every offer's fate."""
+    """Show one decision: the offers made and why, and with ``explain`` every offer's fate."""
     answer = record["answer"]
     yield f"Customer {answer['customer_id']}, {answer['decided_at']}, channel {answer['channel']}"
     scores = {k: v for k, v in answer["scores"].items() if v is not None}
@@ -103,9 +143,11 @@ def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
         yield "Scores: " + ", ".join(f"{k} {figure(v)}" for k, v in scores.items())
     if answer["fallback"]:
         yield "Nothing is known of this customer: the fallback list of the policy decides."
+    if answer["profile_stale"]:
+        yield "The profile is older than the policy's freshness limit. Run `nextbest refresh`."
     for offer in answer["offers"]:
         worth = offer.get("expected_profit")
-        yield f"{offer['rank']}. offer {offer['offer_id']}" + (
+        yield f"{offer['rank']}. offer {offer['offer_id']} ({offer['name']})" + (
             f", expected profit {figure(worth)}" if worth is not None else ""
         )
         for reason in offer["reasons"]:
@@ -115,43 +157,67 @@ def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
         for reason in answer["no_offer_reasons"]:
             yield f"   - {reason}"
     if explain:
-        out = _table(
-            "What became of each offer", "offer", "step", "because", "propensity", "priority"
+        yield _fates(record["trace"]["offers"])
+
+
+def _fates(offers: Iterable[Mapping[str, Any]]) -> Group:
+    numeric = ("propensity", "priority")
+    table = _table("offer", *numeric, "step", "because", right=numeric)
+    for offer in offers:
+        numbers = offer["numbers"] or {}
+        shown = (numbers.get(k) for k in numeric)
+        table.add_row(
+            offer["offer_id"],
+            *("–" if n is None else figure(n) for n in shown),
+            offer["fate"]["step"],
+            offer["fate"]["reason"],
         )
-        for offer in record["trace"]["offers"]:
-            numbers = offer["numbers"] or {}
-            out.add_row(
-                offer["offer_id"],
-                offer["fate"]["step"],
-                offer["fate"]["reason"],
-                *(
-                    "–" if numbers.get(k) is None else figure(numbers[k])
-                    for k in ("propensity", "priority")
-                ),
-            )
-        yield out
+    return _titled("What became of each offer", table)
+
+
+Step = Callable[[str], None]
 
 
 @contextmanager
-def steps(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show the steps of a long job on standard error, with the time each has taken."""
-    from rich.console import Console
+def steps(quiet: bool = False) -> Iterator[Step]:
+    """Show the steps of a long job on standard error, with the time each has taken.
+
+    "model: part" shows as one line for the model, with the part that it is at. Where standard
+    error is no terminal, ``quiet`` shows nothing, and otherwise each step is a line as it begins.
+    """
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar() as step:
+            yield step
+    elif quiet:
+        yield lambda _: None
+    else:
+        yield lambda name: print(f"… {name}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Step]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, quiet=quiet)
     columns = (
         SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        running: list[Any] = []
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
+        running: list[tuple[str, Any]] = []
 
-        def step(name: str) -> None:
+        def finish() -> None:
             if running:
-                bar.update(running[-1], total=1, completed=1)
-            running.append(bar.add_task(name, total=None))
+                name, task = running[-1]
+                bar.update(task, description=name, total=1, completed=1)
+
+        def step(said: str) -> None:
+            name = said.partition(": ")[0]
+            if not running or running[-1][0] != name:
+                finish()
+                running.append((name, bar.add_task(said, total=None)))
+            bar.update(running[-1][1], description=said)
 
         yield step
-        if running:
-            bar.update(running[-1], total=1, completed=1)
+        finish()

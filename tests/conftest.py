@@ -1,0 +1,145 @@
+"""Fixtures for the tests of the whole: the command line in this process, and a shop that ran."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toyshop
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command gave: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, which must be one JSON value and nothing else."""
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+def run_cli(*arguments: str | Path) -> Ran:
+    """Run the command line in this process, as the console script would."""
+    from nextbest.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    given, code = sys.argv, 0
+    sys.argv = ["nextbest", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    finally:
+        sys.argv = given
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Any:
+    """Nobody's registry or store is touched, whatever the shell that runs the tests has set."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "NEXTBEST_STORE", "NEXTBEST_DEBUG"):
+            patch.delenv(name, raising=False)
+        patch.setenv("COLUMNS", "80")
+        yield
+
+
+@pytest.fixture(scope="session")
+def toy_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy shop as its author left it: rooms and data, nothing trained."""
+    return toyshop.write(tmp_path_factory.mktemp("rooms"))
+
+
+@pytest.fixture
+def fresh(toy_rooms: Path, tmp_path: Path) -> Path:
+    """A toy shop of its own for a test to spoil; nothing is trained."""
+    return Path(shutil.copytree(toy_rooms, tmp_path / "shop"))
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without a run in it; making one takes MLflow seconds."""
+    from nextbest.learn.registry import Registry
+
+    root = tmp_path_factory.mktemp("registry")
+    assert Registry(None, root).models() == ()
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def trainable(fresh: Path, empty_registry: Path) -> Path:
+    """A toy shop of its own with an empty registry, for a test that trains."""
+    (fresh / ".nextbest").mkdir()
+    shutil.copy(empty_registry, fresh / ".nextbest" / "mlflow.db")
+    return fresh
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The toy shop after the whole job, and what each command of it said."""
+
+    root: Path
+    said: dict[str, Ran]
+
+
+@pytest.fixture(scope="session")
+def toy(toy_rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """The toy shop after train, promote, train again, refresh and decide. Read it only."""
+    # The workers of one run share it: whoever comes first makes it while the others wait.
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy"
+    home.mkdir(exist_ok=True)
+    root, record = home / "shop", home / "said.json"
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(toy_rooms, root)
+            said = {
+                name: run_cli(*words, "--project", root, "--json") for name, words in _jobs(root)
+            }
+            for name, ran in said.items():
+                assert ran.code == (1 if name == "promote hvc" else 0), f"{name}: {ran.err}"
+            record.write_text(json.dumps({name: asdict(ran) for name, ran in said.items()}))
+    return Toy(root, {name: Ran(**ran) for name, ran in json.loads(record.read_text()).items()})
+
+
+def _jobs(root: Path) -> Iterator[tuple[str, tuple[str | Path, ...]]]:
+    yield "train", ("train",)
+    for model in ("propensity", "churn", "clv", "hvc"):
+        yield f"promote {model}", ("promote", model)
+    yield "train churn again", ("train", "churn")
+    yield "promote churn again", ("promote", "churn", "--reason", "the second of two")
+    yield "refresh", ("refresh",)
+    out = root / "out" / "decisions.parquet"
+    yield "decide", ("decide", "--channel", "mail", "--out", out)
+
+
+@pytest.fixture
+def shop(toy: Toy, tmp_path: Path) -> Path:
+    """A trained toy shop of its own. Its registry still reads the runs of the first one."""
+    return Path(shutil.copytree(toy.root, tmp_path / "shop"))
+
+
+@pytest.fixture
+def cli() -> Run:
+    """Run a command and get its exit code, standard output and standard error."""
+    return run_cli

@@ -1,0 +1,250 @@
+"""The jobs behind the commands, on the toy shop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toyshop
+from conftest import Toy
+from test_project import edit
+
+from nextbest import jobs
+from nextbest.data.contract import History
+from nextbest.data.profiles import Profiles
+from nextbest.errors import (
+    ConfigError,
+    DataError,
+    FitError,
+    GateRefusal,
+    NextbestError,
+    NotFoundError,
+    RegistryError,
+)
+from nextbest.learn.registry import Registry
+from nextbest.project import Project
+
+
+@pytest.fixture
+def project(shop: Path) -> Project:
+    return Project.open(shop)
+
+
+def profiles(root: Path) -> Profiles:
+    from nextbest.serve.bundle import load_bundle
+
+    return load_bundle(root / ".nextbest" / "serving").profiles
+
+
+def column(found: Profiles, name: str) -> np.ndarray:
+    return np.asarray(found.matrix)[:, found.columns.index(name)]
+
+
+# ------------------------------------------------------------------ train
+
+
+class NoRegistry(Registry):
+    """Fails a test that reaches for the registry: what is wrong must show before."""
+
+    def __init__(self) -> None:
+        super().__init__("sqlite:////nowhere/mlflow.db", "/nowhere")
+
+
+def train(root: Path, *names: str) -> Callable[[], object]:
+    project = Project.open(root)
+    return lambda: jobs.train(project, names, project.history(), NoRegistry())
+
+
+def test_training_an_unknown_model_offers_the_closest(fresh: Path) -> None:
+    with pytest.raises(NotFoundError, match=r'Did you mean "hvc"\?'):
+        jobs.trainable(Project.open(fresh), ["churn", "hcv"])
+
+
+def test_a_model_named_twice_is_trained_once(fresh: Path) -> None:
+    names = [m.name for m in jobs.trainable(Project.open(fresh), ["hvc", "churn", "hvc"])]
+    assert names == ["hvc", "churn"]
+    everything = [m.name for m in jobs.trainable(Project.open(fresh), [])]
+    assert everything == ["propensity", "churn", "hvc", "clv"]
+
+
+def test_a_fault_in_one_model_does_not_keep_the_others_from_training(fresh: Path) -> None:
+    edit(fresh, "models/hvc.py", '("rfm", "windows")', '("rfm", "window")')
+    assert jobs.trainable(Project.open(fresh), ["churn"])
+    with pytest.raises(ConfigError, match=r"models/hvc\.py: feature group"):
+        jobs.trainable(Project.open(fresh), [])
+
+
+FAILURES = [
+    ("models/churn.py", "linear(C=0.01)", "linear(C=-1.0)", FitError,
+     "models/churn.py: the estimator cannot be fitted. Got InvalidParameterError: "),
+    ("models/churn.py", "linear(C=0.01)", "LGBMClassifier(num_leaves=1, verbose=-1)", FitError,
+     "models/churn.py: the estimator cannot be fitted. Got LightGBMError: "),
+    ("models/features.py", 'count = _.count().cast("float64")',
+     'count = _.order_id.cast("int64").max().cast("float64")', DataError,
+     "models/churn.py: its features cannot be computed from the data. Got ConversionException: "),
+    ("training/training.toml", "cut = 2023-10-01", "cut = 2023-10-01\ntest = [2023-12-20]",
+     DataError, "the test side has only one outcome"),
+    ("training/training.toml", "cut = 2023-05-01", "cut = 2021-05-01", DataError,
+     "the training side has only one outcome"),
+    ("training/sources.py", '        "responses":', '        # "responses":', ConfigError,
+     'models/propensity.py: its label needs the table "responses"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "old", "new", "error", "said"), FAILURES)
+def test_what_only_training_finds_out_is_said_in_our_words(
+    fresh: Path, file: str, old: str, new: str, error: type[NextbestError], said: str
+) -> None:
+    edit(fresh, file, old, new)
+    churn = fresh / "models" / "churn.py"
+    churn.write_text("from lightgbm import LGBMClassifier\n" + churn.read_text())
+    propensity = "2021" in new or "responses" in new
+    with pytest.raises(error) as caught:
+        train(fresh, "propensity" if propensity else "churn")()
+    assert said in str(caught.value)
+
+
+def test_a_fault_of_our_own_is_not_dressed_up_as_the_users(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("ours")
+
+    monkeypatch.setattr("nextbest.learn.train.train", broken)
+    with pytest.raises(AttributeError, match="ours"):
+        train(fresh, "churn")()
+
+
+def test_training_twice_gives_the_same_numbers(toy: Toy) -> None:
+    first = {m["model"]: m for m in toy.said["train"].json["trained"]}["churn"]
+    (again,) = toy.said["train churn again"].json["trained"]
+    assert (first["version"], again["version"]) == (1, 2)
+    for part in ("metrics", "baseline", "difference", "gates", "verdict", "n_test", "left_out"):
+        assert again[part] == first[part]
+
+
+# ------------------------------------------------------------------ promote
+
+
+def test_a_gate_refuses_with_its_name_and_numbers(project: Project) -> None:
+    registry = project.registry()
+    with pytest.raises(GateRefusal) as refused:
+        jobs.promote(project, "hvc", registry)
+    said = str(refused.value)
+    assert said.startswith('hvc version 1: gate "min_positives" refuses promotion: ')
+    assert "10,000" in said and "--force" in said
+    assert len(refused.value.faults) == 1  # the gates that passed are not faults
+    assert registry.champion("hvc") is None
+
+
+def test_force_promotes_and_is_recorded(project: Project) -> None:
+    registry = project.registry()
+    promoted, gates = jobs.promote(project, "hvc", registry, force=True, reason="board decision")
+    assert [g.gate for g in gates if not g.passed] == ["min_positives"]
+    assert promoted.aliases == ("champion",)
+    assert promoted.tags["nextbest.forced"] == "true"
+    assert promoted.tags["nextbest.promotion_reason"] == "board decision"
+
+
+def test_force_that_was_not_needed_is_not_recorded_as_one(project: Project) -> None:
+    promoted, _ = jobs.promote(project, "clv", project.registry(), 1, force=True, reason="hurry")
+    assert promoted.tags["nextbest.forced"] == "false"
+
+
+def test_a_challenger_is_held_against_the_champion_on_the_same_rows(project: Project) -> None:
+    _, gates = jobs.promote(project, "churn", project.registry(), 1)
+    (against,) = [g for g in gates if g.gate == "champion"]
+    assert against.passed and "+0 (95% interval +0 to +0)" in against.message
+
+
+def test_a_challenger_tested_on_other_rows_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = project.registry()
+    real = jobs._test_scores
+    mine = registry.version("churn", 1).run_id
+    monkeypatch.setattr(
+        jobs, "_test_scores", lambda r, v: real(r, v)[5 if v.run_id == mine else 0 :]
+    )
+    with pytest.raises(GateRefusal, match=r'gate "champion" .* tested on other rows'):
+        jobs.promote(project, "churn", registry, 1)
+    assert registry.champion("churn").version == 2  # type: ignore[union-attr]
+
+
+def test_promoting_what_does_not_exist_says_what_does(project: Project) -> None:
+    registry = project.registry()
+    with pytest.raises(NotFoundError, match='Did you mean "clv"'):
+        jobs.promote(project, "cvl", registry)
+    with pytest.raises(RegistryError, match=r'no version or alias "7". Must be one of 1, 2'):
+        jobs.promote(project, "churn", registry, 7)
+
+
+# ------------------------------------------------------------------ refresh
+
+
+def test_profiles_hold_everyone_with_the_scores_of_the_champions(toy: Toy) -> None:
+    said, found = toy.said["refresh"].json, profiles(toy.root)
+    assert said["customers"] == len(found) == toyshop.CUSTOMERS
+    assert said["models"] == {"propensity": 1, "churn": 2, "clv": 1}
+    assert said["without_champion"] == ["hvc"]
+    assert "hvc_probability" not in found.columns
+    churn, clv = column(found, "churn_probability"), column(found, "clv")
+    # Churn asks about those who bought in the last 90 days; of the others it says nothing.
+    active = column(found, "days_since_last_purchase") <= 90
+    assert np.array_equal(np.isfinite(churn), active)
+    assert 0 < active.sum() < len(active)
+    assert ((churn[active] >= 0) & (churn[active] <= 1)).all()
+    assert (clv[np.isfinite(clv)] >= 0).all()
+    bounds = [column(found, name) for name in ("clv_low", "clv_high")]
+    known = np.isfinite(clv)
+    assert (bounds[0][known] <= clv[known]).all() and (clv[known] <= bounds[1][known]).all()
+
+
+def test_refresh_again_gives_the_same_bundle(project: Project, toy: Toy) -> None:
+    again = jobs.refresh(project, project.history(), project.registry())
+    assert again.bundle == toy.said["refresh"].json["bundle"]
+
+
+def test_refresh_without_a_champion_for_propensity_stops_before_any_work(
+    trainable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.open(trainable)
+    monkeypatch.setattr("nextbest.data.snapshots.profile", None)
+    with pytest.raises(RegistryError, match=r'"propensity": it has no champion.*nextbest train'):
+        jobs.refresh(project, project.history(), project.registry())
+    assert not project.serving_state.exists()
+
+
+def test_data_that_no_longer_feed_a_model_are_named(shop: Path) -> None:
+    edit(shop, "models/features.py", '"wine_lines"', '"bottles_of_wine"')
+    project = Project.open(shop)
+    before = (project.serving_state / "current.json").read_bytes()
+    with pytest.raises(DataError, match=r'model "churn": the data no longer feed 1 .* wine_lines'):
+        jobs.refresh(project, project.history(), project.registry())
+    assert (project.serving_state / "current.json").read_bytes() == before
+
+
+# ------------------------------------------------------------------ check
+
+
+def test_check_without_data_reads_none(fresh: Path) -> None:
+    for file in (fresh / "data").iterdir():
+        file.unlink()
+    report = jobs.check_project(Project.open(fresh), data=False)
+    assert report.faults == () and report.history is None
+    assert report.to_dict() == {"ok": True, "faults": [], "tables": []}
+
+
+def test_check_counts_what_it_set_aside(fresh: Path) -> None:
+    edit(fresh, "training/sources.py", '"contacts.parquet")',
+         '"contacts.parquet").mutate(offer_id=lambda t: (t.customer_id < "c005")'
+         '.ifelse("none such", t.offer_id))')  # fmt: skip
+    report = jobs.check_project(Project.open(fresh))
+    assert report.faults == ()
+    assert isinstance(report.history, History)
+    (contacts,) = [t for t in report.to_dict()["tables"] if t["table"] == "contacts"]
+    assert contacts["quarantined"].keys() == {"unknown offer"}
+    assert contacts["rows_in"] == contacts["rows_clean"] + contacts["quarantined"]["unknown offer"]
+    assert (fresh / ".nextbest" / "quarantine" / "contacts.parquet").exists()
