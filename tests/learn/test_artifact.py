@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import small_models as small
 from lightgbm import LGBMRegressor
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, TunedThresholdClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -36,6 +37,14 @@ ZOO = {
     ),
     "trees after steps": lambda: make_pipeline(
         SimpleImputer(), StandardScaler(with_std=False), small.trees()
+    ),
+    "discriminant": lambda: make_pipeline(SimpleImputer(), LinearDiscriminantAnalysis()),
+    "gradient steps": lambda: make_pipeline(
+        SignedLog1p(), SimpleImputer(), SGDClassifier(loss="log_loss", random_state=0)
+    ),
+    "a search": lambda: GridSearchCV(linear(), {"logistic__C": [0.1, 1.0]}),
+    "a search within a threshold": lambda: TunedThresholdClassifierCV(
+        RandomizedSearchCV(small.trees(), {"num_leaves": [3, 7]}, n_iter=2, random_state=0)
     ),
     "nested blend": lambda: blend(
         {"x": blend({"t": small.trees(), "l": linear()}, [1, 3]), "y": linear(C=1.0)}, [0.3, 0.7]
@@ -286,6 +295,24 @@ def test_broken_trees_are_refused(stored, body):
         artifact.load(stored)
 
 
+@pytest.mark.parametrize(
+    ("file", "edit", "words"),
+    [
+        ("part-1.json", lambda b: b.update(type="neural"), "unknown component 'neural'"),
+        ("part-1.json", lambda b: b["steps"][0].update(op="exec"), "unknown preprocessing step"),
+        ("part-1.json", lambda b: b["coef"].pop(), "coefficients for"),
+        ("part-0.json", lambda b: b.update(trees="../x.txt"), "cannot be read"),
+        ("golden.json", lambda g: g["rows"].pop(), "Must be 31 rows; got 30"),
+        ("golden.json", lambda g: g["scores"].update(extra=[]), "golden scores"),
+    ],
+)
+def test_a_senseless_part_is_refused(stored, file, edit, words):
+    change(stored, file, edit)
+    rehash(stored, file)
+    with pytest.raises(ArtifactError, match=words):
+        artifact.load(stored)
+
+
 def test_no_directory_at_all(tmp_path):
     with pytest.raises(ArtifactError, match=r"manifest\.json: it cannot be read"):
         artifact.load(tmp_path / "nowhere")
@@ -300,9 +327,12 @@ def arguments(**changes):
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
-    forest = RandomForestClassifier(2).fit(small.encoded(), small.outcome())
+    class Own(LogisticRegression):
+        pass
+
+    own = Own().fit(small.encoded()[:, 1:2], small.outcome())
     for changes, words in [
-        ({"estimator": forest}, "RandomForestClassifier"),
+        ({"estimator": own}, "Own has no safe format"),
         ({"kind": "guess"}, "unknown kind"),
         ({"kind": "value"}, "does not fit the model's kind"),
         ({"golden_rows": small.raw().head(0)}, "no golden rows"),

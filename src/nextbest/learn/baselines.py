@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nextbest.errors import DataError
 from nextbest.learn import calibration
 
 Array = NDArray[np.float64]
@@ -55,12 +56,23 @@ class SingleFeature:
         return (self.column,)
 
     def fit(self, frame: pd.DataFrame, y: Array) -> FittedBaseline:
-        """Learn the sign and scale of the feature on n training rows."""
+        """Learn the sign and scale of the feature on n training rows.
+
+        Raises
+        ------
+        DataError : the feature is unknown on every row.
+        """
         raw = frame[self.column].to_numpy(dtype=np.float64)
+        if np.isnan(raw).all():
+            raise DataError(
+                f'baseline "{self.name}"',
+                f'the feature "{self.column}" is unknown on every training row',
+                expected="a feature that the data can feed",
+            )
         middle = float(np.nanmedian(raw))
         filled = np.where(np.isnan(raw), middle, raw)
         low, high = float(filled.min()), float(filled.max())
-        falling = np.corrcoef(filled, y)[0, 1] < 0
+        falling = bool(np.mean((filled - filled.mean()) * (y - y.mean())) < 0)
         scaled = _scale(filled, low, high, falling)
         return _FittedSingle(
             self.column, middle, low, high, falling, calibration.fit("platt", y, scaled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,8 +59,8 @@ class FeatureEncoder(BaseEstimator):  # type: ignore[misc]
         self.vocabulary_: dict[str, list[str]] = {}
         for name in self.columns_:
             if _is_text(frame[name]):
-                counts = frame[name].dropna().astype(str).value_counts()
-                common = sorted(counts.index, key=lambda v: (-int(counts[v]), v))[:MAX_CATEGORIES]
+                counts = Counter(text for text in _texts(frame[name]) if text is not None)
+                common = sorted(counts, key=lambda v: (-counts[v], v))[:MAX_CATEGORIES]
                 self.vocabulary_[name] = sorted(common)
         self._derive()
         return self
@@ -93,7 +94,7 @@ class FeatureEncoder(BaseEstimator):  # type: ignore[misc]
         for name in self.columns_:
             values = frame[name]
             if name in self.vocabulary_:
-                text = np.asarray(values, dtype=object)
+                text = np.array(_texts(values), dtype=object)
                 parts.extend((text == v).astype(np.float64) for v in self.vocabulary_[name])
                 continue
             try:
@@ -119,7 +120,16 @@ class FeatureEncoder(BaseEstimator):  # type: ignore[misc]
 
 
 def _is_text(column: pd.Series[Any]) -> bool:
-    return not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
+    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return False
+    # Numbers and booleans with unknown values among them come as objects.
+    inferred = pd.api.types.infer_dtype(column, skipna=True)
+    return inferred not in ("boolean", "integer", "floating", "mixed-integer-float", "decimal")
+
+
+def _texts(values: Any) -> list[str | None]:
+    """Each value as text, the same in training and in scoring; unknown is None."""
+    return [None if v is None or v is pd.NA or v != v else str(v) for v in values]
 
 
 def linear(C: float = 0.1) -> Pipeline:

@@ -1,7 +1,8 @@
 """Take a fitted scikit-learn estimator apart into numbers and text that anyone may load.
 
-``EXPORTERS`` is keyed by the estimator's type; a new kind of estimator (or a general fallback such
-as ONNX) is one more entry. What is not in it is refused, with the reason, before any training.
+What has a form of its own here (``EXPORTERS``, by the estimator's type) goes to LightGBM's text or
+to JSON; every other scikit-learn classifier goes to ONNX. What cannot is refused, with the reason,
+before any training.
 """
 
 from __future__ import annotations
@@ -11,24 +12,36 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import NotFittedError
 
 from nextbest.errors import ArtifactError
+from nextbest.learn import onnx_convert
+from nextbest.learn.onnx_convert import CannotConvert, type_name
 
 __all__ = ["EXPORTERS", "Exporter", "Part", "export", "exportable"]
 
+Array = npt.NDArray[np.float64]
 Output = Literal["probability", "value"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One exported piece: preprocessing steps, then trees or a linear function, with its weight.
+    """One exported piece: preprocessing steps, then a function, with its weight.
 
-    ``body`` is LightGBM's model text, or ``{"coef": [...], "intercept": x}`` for ``logistic``.
+    Attributes
+    ----------
+    type : of the function.
+    body : what is stored of it as JSON: ``coef`` and ``intercept`` of a ``logistic``,
+        ``tolerance`` and ``takes_unknown`` of an ``onnx`` graph.
+    output : whether it gives a probability or a value.
+    content : what is stored of it as a file of its own: LightGBM's text, the ONNX graph.
     """
 
-    type: Literal["lightgbm", "logistic"]
-    body: str | Mapping[str, Any]
+    type: Literal["lightgbm", "logistic", "onnx"]
+    body: Mapping[str, Any]
     output: Output
+    content: bytes = b""
     steps: tuple[Mapping[str, Any], ...] = ()
     weight: float = 1.0
 
@@ -38,43 +51,37 @@ class Exporter:
     """How one type of estimator is exported.
 
     ``refusal`` looks at the parameters (fitted or not) and returns why it cannot be exported, or
-    None; ``parts`` takes a fitted estimator apart.
+    None; ``parts`` takes a fitted estimator apart, given (n, k) rows as it reads them.
     """
 
     refusal: Callable[[Any], str | None]
-    parts: Callable[[Any], list[Part]]
-
-
-def _type_name(estimator: Any) -> str:
-    """``package.Class``: stable where a library moves its private modules about."""
-    kind = type(estimator)
-    package = kind.__module__.partition(".")[0]
-    return f"{package}.{kind.__qualname__}"
+    parts: Callable[[Any, Array], list[Part]]
 
 
 def exportable(estimator: Any) -> str | None:
     """Return why this estimator, fitted or not, cannot be stored without executable code.
 
-    None means that it can. The reason is one plain sentence that says what to use instead.
+    None means that it can. The reason is one plain sentence that says what to do instead.
     """
-    exporter = EXPORTERS.get(_type_name(estimator))
-    if exporter is None:
-        known = ", ".join(sorted(name.partition(".")[2] for name in EXPORTERS))
-        return f"{_type_name(estimator)} has no safe format here; use one of {known}"
-    return exporter.refusal(estimator)
+    exporter = EXPORTERS.get(type_name(estimator))
+    return exporter.refusal(estimator) if exporter else onnx_convert.refusal(estimator)
 
 
-def export(estimator: Any) -> list[Part]:
+def export(estimator: Any, rows: Array) -> list[Part]:
     """Take a fitted estimator apart; the weights of the parts add up to 1.
 
-    Raises ``ArtifactError`` with the reason if it cannot be exported safely.
+    Parameters: ``rows`` (n, k) rows as the estimator reads them, some with unknown values, on
+    which an ONNX graph must repeat it. Raises ``ArtifactError`` with the reason if it cannot be
+    exported safely.
     """
-    reason = exportable(estimator)
-    if reason is not None:
+    exporter = EXPORTERS.get(type_name(estimator))
+    if exporter and (reason := exporter.refusal(estimator)):
         raise _refused(reason)
     try:
-        return EXPORTERS[_type_name(estimator)].parts(estimator)
-    except AttributeError as error:
+        return exporter.parts(estimator, rows) if exporter else _graph(estimator, rows)
+    except CannotConvert as error:
+        raise _refused(str(error)) from None
+    except (AttributeError, NotFittedError) as error:
         raise _refused(f"it does not look fitted ({error})") from None
 
 
@@ -92,6 +99,19 @@ def _binary_classes(classes: Any) -> None:
         raise _refused(f"its classes are {list(classes)}, not 0 and 1")
 
 
+def _never(estimator: Any) -> None:
+    return None
+
+
+# ------------------------------------------------------------------ ONNX
+
+
+def _graph(estimator: Any, rows: Array) -> list[Part]:
+    made = onnx_convert.convert(estimator, rows)
+    body = {"tolerance": made.tolerance, "takes_unknown": made.takes_unknown}
+    return [Part("onnx", body, "probability", made.graph)]
+
+
 # ------------------------------------------------------------------ LightGBM
 
 
@@ -103,41 +123,44 @@ def _refuse_lightgbm(estimator: Any) -> str | None:
     return None
 
 
-def _lightgbm_text(estimator: Any) -> str:
+def _lightgbm_text(estimator: Any) -> bytes:
     if estimator.booster_.pandas_categorical:
         raise _refused("it was fitted on pandas categories; let FeatureEncoder encode them")
-    return str(estimator.booster_.model_to_string())
+    return str(estimator.booster_.model_to_string()).encode()
 
 
-def _classifier_trees(estimator: Any) -> list[Part]:
+def _classifier_trees(estimator: Any, rows: Array) -> list[Part]:
     _binary_classes(estimator.classes_)
-    return [Part("lightgbm", _lightgbm_text(estimator), "probability")]
+    return [Part("lightgbm", {}, "probability", _lightgbm_text(estimator))]
 
 
-def _regressor_trees(estimator: Any) -> list[Part]:
-    return [Part("lightgbm", _lightgbm_text(estimator), "value")]
+def _regressor_trees(estimator: Any, rows: Array) -> list[Part]:
+    return [Part("lightgbm", {}, "value", _lightgbm_text(estimator))]
 
 
 # ------------------------------------------------------------------ linear
 
 
-def _logistic(estimator: Any) -> list[Part]:
+def _logistic(estimator: Any, rows: Array) -> list[Part]:
     _binary_classes(estimator.classes_)
-    body = {"coef": estimator.coef_[0].tolist(), "intercept": float(estimator.intercept_[0])}
+    coef = np.ravel(estimator.coef_).tolist()
+    body = {"coef": coef, "intercept": float(np.ravel(estimator.intercept_)[0])}
     return [Part("logistic", body, "probability")]
 
 
-def _never(estimator: Any) -> None:
-    return None
+def _refuse_sgd(estimator: Any) -> str | None:
+    if estimator.loss == "log_loss":
+        return None
+    return f'its SGDClassifier has the loss {estimator.loss!r}; only "log_loss" is a probability'
 
 
 # ------------------------------------------------------------------ preprocessing
 
 
 def _refuse_imputer(step: Any) -> str | None:
-    missing = step.missing_values
-    if not (isinstance(missing, float) and np.isnan(missing)):
-        return f"its SimpleImputer fills {missing!r}; only NaN means unknown here"
+    missing_value = step.missing_values
+    if not (isinstance(missing_value, float) and np.isnan(missing_value)):
+        return f"its SimpleImputer fills {missing_value!r}; only NaN means unknown here"
     if step.strategy not in ("mean", "median", "most_frequent", "constant"):
         return f"its SimpleImputer has the strategy {step.strategy!r}"
     return None
@@ -178,27 +201,42 @@ def _is_passthrough(step: Any) -> bool:
     return step is None or (isinstance(step, str) and step == "passthrough")
 
 
-def _refuse_pipeline(pipeline: Any) -> str | None:
-    *steps, (_, last) = pipeline.steps
-    for name, step in steps:
+def _own_steps(pipeline: Any) -> int:
+    """How many of the first steps have a form of their own here; the others go to ONNX."""
+    for n, (_, step) in enumerate(pipeline.steps[:-1]):
         if _is_passthrough(step):
             continue
-        if _type_name(step) not in _STEPS:
-            known = ", ".join(sorted(n.partition(".")[2] for n in _STEPS))
-            return f'its step "{name}" is a {_type_name(step)}; only {known} can be stored'
-        reason = _STEPS[_type_name(step)][0](step)
-        if reason is not None:
-            return reason
-    return exportable(last)
+        if type_name(step) not in _STEPS or _STEPS[type_name(step)][0](step):
+            return n
+    return len(pipeline.steps) - 1
 
 
-def _pipeline(pipeline: Any) -> list[Part]:
-    *steps, (_, last) = pipeline.steps
-    done = tuple(_STEPS[_type_name(s)][1](s) for _, s in steps if not _is_passthrough(s))
-    return [replace(part, steps=done + part.steps) for part in export(last)]
+def _refuse_pipeline(pipeline: Any) -> str | None:
+    own = _own_steps(pipeline)
+    if own == len(pipeline.steps) - 1:
+        return exportable(pipeline.steps[-1][1])
+    reason = onnx_convert.refusal(pipeline[own:])
+    if reason is None:
+        return None
+    name, step = pipeline.steps[own]
+    return f'its step "{name}" is a {type_name(step)}, so from there it goes to ONNX: {reason}'
 
 
-# ------------------------------------------------------------------ blends
+def _pipeline(pipeline: Any, rows: Array) -> list[Part]:
+    own = _own_steps(pipeline)
+    done: list[dict[str, Any]] = []
+    for _, step in pipeline.steps[:own]:
+        if not _is_passthrough(step):
+            done.append(_STEPS[type_name(step)][1](step))
+            rows = np.asarray(step.transform(rows), dtype=np.float64)
+    if own == len(pipeline.steps) - 1:
+        parts = export(pipeline.steps[-1][1], rows)
+    else:
+        parts = _graph(pipeline[own:], rows)
+    return [replace(part, steps=(*done, *part.steps)) for part in parts]
+
+
+# ------------------------------------------------------------------ blends and wrappers
 
 
 def _refuse_voting(voting: Any) -> str | None:
@@ -211,15 +249,23 @@ def _refuse_voting(voting: Any) -> str | None:
     return None
 
 
-def _voting(voting: Any) -> list[Part]:
+def _voting(voting: Any, rows: Array) -> list[Part]:
     _binary_classes(voting.classes_)
     given = voting.weights or [1.0] * len(voting.estimators)
     used = [w for (_, m), w in zip(voting.estimators, given, strict=True) if not isinstance(m, str)]
     return [
         replace(part, weight=float(weight / np.sum(used)) * part.weight)
         for member, weight in zip(voting.estimators_, used, strict=True)
-        for part in export(member)
+        for part in export(member, rows)
     ]
+
+
+def _around(fitted: str) -> Exporter:
+    """A wrapper that chooses or holds an estimator, and gives its probabilities as they are."""
+    return Exporter(
+        lambda wrapper: exportable(wrapper.estimator),
+        lambda wrapper, rows: export(getattr(wrapper, fitted), rows),
+    )
 
 
 #: ``package.Class`` of an estimator -> how it is exported. Exact types only: a subclass may
@@ -227,7 +273,15 @@ def _voting(voting: Any) -> list[Part]:
 EXPORTERS: Final[dict[str, Exporter]] = {
     "lightgbm.LGBMClassifier": Exporter(_refuse_lightgbm, _classifier_trees),
     "lightgbm.LGBMRegressor": Exporter(_refuse_lightgbm, _regressor_trees),
+    "sklearn.FixedThresholdClassifier": _around("estimator_"),
+    "sklearn.FrozenEstimator": _around("estimator"),
+    "sklearn.GridSearchCV": _around("best_estimator_"),
+    "sklearn.LinearDiscriminantAnalysis": Exporter(_never, _logistic),
     "sklearn.LogisticRegression": Exporter(_never, _logistic),
+    "sklearn.LogisticRegressionCV": Exporter(_never, _logistic),
     "sklearn.Pipeline": Exporter(_refuse_pipeline, _pipeline),
+    "sklearn.RandomizedSearchCV": _around("best_estimator_"),
+    "sklearn.SGDClassifier": Exporter(_refuse_sgd, _logistic),
+    "sklearn.TunedThresholdClassifierCV": _around("estimator_"),
     "sklearn.VotingClassifier": Exporter(_refuse_voting, _voting),
 }

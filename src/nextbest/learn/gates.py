@@ -13,6 +13,9 @@ from nextbest.learn.model import Gates
 # The figure that decides, and whether more of it is better.
 PRIMARY: Mapping[str, tuple[str, bool]] = {"probability": ("auc", True), "clv": ("mae", False)}
 
+# A gain below this share of what the baseline leaves to gain is called little.
+_LITTLE = 0.1
+
 
 @dataclass(frozen=True)
 class GateResult:
@@ -60,7 +63,8 @@ def judge(
             GateResult(
                 "min_positives",
                 positives >= gates.min_positives,
-                f"{positives:,} positives in the test slice; must be at least {gates.min_positives:,}",
+                f"{positives:,} positives in the test slice; "
+                f"must be {gates.min_positives:,} or more",
             ),
             GateResult(
                 "calibration",
@@ -112,11 +116,22 @@ def require(model: str, version: int, results: Sequence[GateResult]) -> None:
         )
 
 
-def in_words(kind: str, difference: Metric) -> str:
-    """Say in words whether a model beats its baseline: clearly, perhaps, or not."""
+def in_words(kind: str, difference: Metric, baseline: str, reached: float) -> str:
+    """Say in words whether a model beats its baseline: clearly, by little, perhaps, or not.
+
+    Parameters
+    ----------
+    difference : the model's primary metric less the baseline's, on the same rows.
+    baseline, reached : the baseline's name, and the primary metric that it reaches alone.
+    """
     metric, gain = PRIMARY[kind][0], gain_of(kind, difference)
-    if gain.low > 0:
-        return f"beats its baseline on {metric}"
+    alone = f"{baseline}, which alone reaches {metric} {reached:.4g}"
     if gain.high < 0:
-        return f"is worse than its baseline on {metric}"
-    return f"does not clearly beat its baseline on {metric}: the difference is within chance"
+        return f"is worse than its baseline ({alone})"
+    if gain.low <= 0:
+        return f"does not clearly beat its baseline ({alone}): the difference is within chance"
+    # What is left to gain: up to a perfect ranking, or down to no error.
+    share = gain.value / (1 - reached if PRIMARY[kind][1] else reached)
+    if share < _LITTLE:
+        return f"beats its baseline, but by little ({alone})"
+    return f"beats its baseline ({alone})"

@@ -1,26 +1,21 @@
-"""Score customers and offers with a stored model, the same bits alone as in a batch.
-
-Nothing here depends on how many rows are scored together: sums run along one row at a time,
-logarithms and exponentials element by element, and LightGBM on one thread.
-"""
+"""Score customers and offers with a stored model, the same bits alone as in a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, log1p
 
 from nextbest.errors import ArtifactError, DataError, did_you_mean
 from nextbest.learn.calibration import Calibrator
+from nextbest.learn.components import TOLERANCE, Component, gather
 from nextbest.learn.estimators import FeatureEncoder
 
 if TYPE_CHECKING:
-    import lightgbm
     import pandas as pd
 
 __all__ = ["Contribution", "LoadedModel", "OfferScorer"]
@@ -29,126 +24,6 @@ Array = npt.NDArray[np.float64]
 #: What a customer-lifetime-value model gives for each customer.
 CLV_COLUMNS: Final = ("clv", "clv_low", "clv_high", "p_alive")
 _CELLS_PER_CHUNK: Final = 4_000_000
-
-
-class Steps:
-    """Preprocessing in plain numpy: impute, signed_log1p, standardize.
-
-    ``origin`` holds, for each column that comes out, the number of the column it came from.
-    """
-
-    def __init__(self, specs: Sequence[Mapping[str, Any]], n_columns: int) -> None:
-        self._specs: list[dict[str, Any]] = []
-        self.origin = np.arange(n_columns)
-        for given in specs:
-            spec = dict(given)
-            match spec["op"]:
-                case "impute":
-                    for name in ("kept", "indicators"):
-                        spec[name] = np.asarray(spec[name], dtype=np.intp)
-                    spec["statistics"] = np.asarray(spec["statistics"], dtype=np.float64)
-                    self.origin = np.concatenate(
-                        [self.origin[spec["kept"]], self.origin[spec["indicators"]]]
-                    )
-                case "standardize":
-                    for name in ("mean", "scale"):
-                        if spec[name] is not None:
-                            spec[name] = np.asarray(spec[name], dtype=np.float64)
-                case "signed_log1p":
-                    pass
-                case other:
-                    raise ValueError(f"unknown preprocessing step {other!r}")
-            self._specs.append(spec)
-
-    def __call__(self, x: Array) -> Array:
-        """Return the transformed (n, k') matrix of the (n, k) matrix."""
-        for spec in self._specs:
-            match spec["op"]:
-                case "impute":
-                    unknown = np.isnan(x)
-                    filled = np.where(
-                        unknown[:, spec["kept"]], spec["statistics"], x[:, spec["kept"]]
-                    )
-                    x = np.concatenate([filled, unknown[:, spec["indicators"]]], axis=1)
-                case "standardize":
-                    x = x if spec["mean"] is None else x - spec["mean"]
-                    x = x if spec["scale"] is None else x / spec["scale"]
-                case _:
-                    x = np.sign(x) * log1p(np.abs(x))
-        return x
-
-
-class Component(Protocol):
-    """One weighted part of a model, on the encoded matrix."""
-
-    weight: float
-
-    def predict(self, x: Array) -> Array:
-        """Return the (n,) probabilities or values."""
-
-    def contributions(self, x: Array) -> Array:
-        """Return (n, k): what each encoded column adds to the log-odds, against the average row."""
-
-
-class Trees:
-    """Gradient-boosted trees from LightGBM's own text format, always on one thread."""
-
-    def __init__(self, text: str, steps: Steps, weight: float, n_columns: int) -> None:
-        import lightgbm
-
-        self.weight = weight
-        self._steps = steps
-        self._n_columns = n_columns
-        self._booster: lightgbm.Booster = lightgbm.Booster(model_str=text)
-        if self._booster.num_feature() != len(steps.origin):
-            raise ValueError(
-                f"the trees read {self._booster.num_feature()} columns, not {len(steps.origin)}"
-            )
-
-    def predict(self, x: Array) -> Array:
-        """Return the (n,) probabilities or values."""
-        z = np.ascontiguousarray(self._steps(x))
-        return np.asarray(self._booster.predict(z, num_threads=1), dtype=np.float64)
-
-    def contributions(self, x: Array) -> Array:
-        """Return (n, k) exact Shapley values of the raw score (Lundberg et al. 2020)."""
-        z = np.ascontiguousarray(self._steps(x))
-        shap = np.asarray(self._booster.predict(z, num_threads=1, pred_contrib=True))
-        return _gather(shap[:, :-1], self._steps.origin, self._n_columns)
-
-
-class Logistic:
-    """A logistic regression; ``reference`` is the average row after preprocessing."""
-
-    def __init__(
-        self, body: Mapping[str, Any], steps: Steps, weight: float, n_columns: int
-    ) -> None:
-        self.weight = weight
-        self._steps = steps
-        self._n_columns = n_columns
-        self._coef = np.asarray(body["coef"], dtype=np.float64)
-        self._intercept = float(body["intercept"])
-        self._reference = np.asarray(body["reference"], dtype=np.float64)
-        if not len(self._coef) == len(self._reference) == len(steps.origin):
-            raise ValueError(f"{len(self._coef)} coefficients for {len(steps.origin)} columns")
-
-    def predict(self, x: Array) -> Array:
-        """Return the (n,) probabilities."""
-        # Not a matrix product: BLAS sums in another order for one row than for many.
-        terms = np.ascontiguousarray(self._steps(x) * self._coef)
-        return np.asarray(expit(terms.sum(axis=1) + self._intercept))
-
-    def contributions(self, x: Array) -> Array:
-        """Return (n, k): coefficient x (value - average value)."""
-        terms = self._coef * (self._steps(x) - self._reference)
-        return _gather(terms, self._steps.origin, self._n_columns)
-
-
-def _gather(terms: Array, origin: npt.NDArray[np.intp], n_columns: int) -> Array:
-    out = np.zeros((len(terms), n_columns))
-    for j, column in enumerate(origin):
-        out[:, column] += terms[:, j]
-    return out
 
 
 @dataclass(frozen=True)
@@ -188,11 +63,15 @@ class LoadedModel:
         """Raw input columns, in order."""
         return tuple(self.encoder.columns_)
 
+    @property
+    def tolerance(self) -> float:
+        """How far scores before calibration may lie apart on another machine."""
+        return max((c.tolerance for c in self.components), default=TOLERANCE)
+
     @cached_property
     def raw_column_of(self) -> npt.NDArray[np.intp]:
         """For each encoded column the number of the raw column it came from."""
-        widths = [len(self.encoder.vocabulary_.get(c, ("",))) for c in self.encoder.columns_]
-        return np.repeat(np.arange(len(widths)), widths)
+        return raw_column_of(self.encoder)
 
     def encode(self, data: pd.DataFrame | Mapping[str, Any]) -> Array:
         """Return the encoded (n, k) matrix of a frame, a mapping of columns, or one row's mapping.
@@ -239,14 +118,18 @@ class LoadedModel:
             return {"score": self.score(data)}
         return _customer_value(self.value_model, self.columns, self.encode(data), self.metadata)
 
+    def uncalibrated(self, x: Array) -> Array:
+        """Return the (n,) weighted means of the components for an encoded (n, k) matrix."""
+        total = np.zeros(len(x))
+        for component in self.components:
+            total += component.weight * component.predict(x)
+        return total
+
     def score_matrix(self, x: Array) -> Array:
         """Return the (n,) scores of an encoded (n, k) matrix."""
         if len(x) == 0:
             return np.empty(0)
-        total = np.zeros(len(x))
-        for component in self.components:
-            total += component.weight * component.predict(x)
-        out = self.calibrator.apply(total)
+        out = self.calibrator.apply(self.uncalibrated(x))
         bad = np.flatnonzero(~np.isfinite(out))
         if bad.size:
             raise DataError(
@@ -261,8 +144,10 @@ class LoadedModel:
         """Return the features that moved one row's score most, strongest first.
 
         Parameters: ``row`` raw values by column name; ``top`` how many. Trees give exact Shapley
-        values, linear parts coefficient x (value - mean); a blend averages both with its weights.
-        All before calibration, which is monotone and so keeps the signs.
+        values, linear parts coefficient x (value - mean), ONNX graphs the mean change when this
+        column alone takes the values of a few stored customers (which, unlike the others, need not
+        add up to the score); a blend averages them with its weights. All before calibration, which
+        is monotone and so keeps the signs.
         """
         return self.contributions_matrix(self.encode(row), [row[c] for c in self.columns], top)
 
@@ -274,7 +159,7 @@ class LoadedModel:
         encoded = np.zeros(x.shape)
         for component in self.components:
             encoded += component.weight * component.contributions(x)
-        return _gather(encoded, self.raw_column_of, len(self.columns))
+        return gather(encoded, self.raw_column_of, len(self.columns))
 
     def contributions_matrix(
         self, x: Array, values: Sequence[Any], top: int = 5
@@ -287,6 +172,12 @@ class LoadedModel:
             for i in order
             if raw[i] != 0
         )
+
+
+def raw_column_of(encoder: FeatureEncoder) -> npt.NDArray[np.intp]:
+    """For each encoded column the number of the raw column it came from."""
+    widths = [len(encoder.vocabulary_.get(c, ("",))) for c in encoder.columns_]
+    return np.repeat(np.arange(len(widths)), widths)
 
 
 def _plain(value: Any) -> float | str | None:

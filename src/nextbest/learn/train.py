@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import tempfile
@@ -18,11 +17,11 @@ from sklearn.base import clone
 
 from nextbest.data import snapshots
 from nextbest.data.contract import History
-from nextbest.data.features import Feature, FeatureGroup, Unavailable
+from nextbest.data.features import Feature, FeatureGroup, Unavailable, possible
 from nextbest.data.labels import FutureValue
 from nextbest.data.snapshots import Snapshot
 from nextbest.errors import DataError, did_you_mean
-from nextbest.learn import artifact, calibration, gates, report
+from nextbest.learn import artifact, calibration, evidence, gates, report, segments
 from nextbest.learn.estimators import FeatureEncoder
 from nextbest.learn.metrics import (
     Metric,
@@ -35,12 +34,11 @@ from nextbest.learn.model import RFM_COLUMNS, Model, Plan
 from nextbest.learn.records import Baseline as BaselineRecord
 from nextbest.learn.records import Dataset
 from nextbest.learn.registry import Registry
-from nextbest.learn.scorer import LoadedModel
 
 Array = NDArray[np.float64]
 Progress = Callable[[str], None]
-_EXPLAINED_ROWS = 500
 _GOLDEN_ROWS = 30
+KEYS = ("customer_id", "offer_id", "as_of")
 # How far a model's mean score on its training rows may lie from their rate, as a share of it.
 _LEVEL_TOLERANCE = 0.1
 
@@ -106,7 +104,6 @@ class _Fitted:
     test: pd.DataFrame
     train: pd.DataFrame
     scores: pd.DataFrame
-    plots: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,7 +144,8 @@ def train(
         if model.kind == "clv"
         else _fit_probability(model, plan, history, groups, seed, progress)
     )
-    verdict = gates.in_words(model.kind, fitted.difference)
+    reached = fitted.baseline_metrics[gates.PRIMARY[model.kind][0]].value
+    verdict = gates.in_words(model.kind, fitted.difference, model.baseline.name, reached)
     judged = gates.judge(
         model.kind, plan.gates, fitted.metrics, fitted.counts, fitted.difference, fitted.scale
     )
@@ -164,7 +162,7 @@ def train(
             golden_rows=_golden(fitted.train[fitted.encoder.columns_], seed),
             metadata={"label": model.label.meaning, "cut": plan.cut.isoformat()},
         )
-        importance = _importance(stored, fitted.test, seed)
+        kept = evidence.gather(stored, fitted.test, fitted.scores, snapshot.features, seed=seed)
         result = TrainResult(
             model=model,
             plan=plan,
@@ -178,7 +176,7 @@ def train(
             left_out=snapshot.left_out,
             unavailable=snapshot.unavailable,
             notes=fitted.notes,
-            importance=importance,
+            importance=tuple((e.feature, e.mean) for e in kept.effects),
             features=snapshot.features,
         )
         progress("log and register")
@@ -191,11 +189,12 @@ def train(
                 "label": model.label.meaning,
                 "estimator": type(model.estimator).__name__,
                 **fitted.params,
+                **{f"fitted.{name}": value for name, value in kept.learned.items()},
             },
-            metrics={"test": fitted.metrics},
+            metrics={"test": fitted.metrics, **kept.metrics},
             baseline=BaselineRecord(model.baseline.name, {"test": fitted.baseline_metrics}),
             counts=fitted.counts,
-            files=_files(result, fitted),
+            files=_files(result, kept),
             dataset=Dataset(dataset, history.snapshot_hash(), len(snapshot.frame)),
             input_example=fitted.test[fitted.encoder.columns_].head(5),
             tags={"nextbest.gates": json.dumps([g.to_dict() for g in judged])},
@@ -245,7 +244,7 @@ def _fit_probability(
         blocks, model.calibration, level_learned=bool(abs(mean - rate) <= _LEVEL_TOLERANCE * rate)
     )
     calibrator = choice.calibrator
-    test = frame[split.test]
+    test = _with_segments(frame[split.test], model, plan, history, groups)
     score = calibrator.apply(estimator.predict_proba(X[split.test])[:, 1])
     base = _baseline(model, frame[split.train], y[split.train], test)
     progress("test beside the baseline")
@@ -257,7 +256,7 @@ def _fit_probability(
         share = float(y_test.mean())
         metrics |= top_share_metrics(y_test, score, value, share=share, seed=seed)
         baseline_metrics |= top_share_metrics(y_test, base, value, share=share, seed=seed)
-    keys = [k for k in ("customer_id", "offer_id", "as_of") if k in test]
+    keys = [k for k in KEYS if k in test]
     return snapshot, _Fitted(
         estimator=estimator,
         encoder=encoder,
@@ -277,7 +276,6 @@ def _fit_probability(
         test=test,
         train=train_rows,
         scores=test[keys].assign(label=y_test, score=score, baseline=base).reset_index(drop=True),
-        plots=report.probability_plots(y_test, score, base),
         params={
             "calibration": calibrator.kind,
             "calibration_log_loss": json.dumps(choice.log_loss),
@@ -289,13 +287,17 @@ def _fit_probability(
 
 def _columns(model: Model, snapshot: Snapshot, groups: Sequence[FeatureGroup]) -> list[str]:
     names = [f.name for f in snapshot.features]
-    unknown = set(model.exclude) - set(names) - {g.name for g in groups}
+    known = {*names, *(g.name for g in groups)}
+    if unknown := set(model.exclude) - known:
+        # What this data cannot feed may be named: a model file serves shops with less data too.
+        known |= possible(groups)
+        unknown -= known
     if unknown:
         raise DataError(
             f"models/{model.name}.py",
             f'exclude names "{min(unknown)}"',
             expected="a feature group or a feature",
-            action=did_you_mean(min(unknown), [*names, *(g.name for g in groups)]),
+            action=did_you_mean(min(unknown), known),
         )
     return [n for n in names if n not in model.exclude]
 
@@ -383,7 +385,6 @@ def _fit_value(
             low=bounds["clv_low"],
             high=bounds["clv_high"],
         ),
-        plots=report.value_plots(actual, predicted),
         notes=notes,
         params={
             "purchase_model": type(model.estimator.purchase_model).__name__,
@@ -410,28 +411,29 @@ def _golden(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     return rows.sample(min(_GOLDEN_ROWS, len(rows)), random_state=seed).reset_index(drop=True)
 
 
-def _importance(model: LoadedModel, test: pd.DataFrame, seed: int) -> tuple[tuple[str, float], ...]:
-    if model.kind != "probability":
-        return ()
-    rows = test.sample(min(_EXPLAINED_ROWS, len(test)), random_state=seed)
-    x = model.encode(rows[list(model.columns)])
-    mean = np.abs(model.effects(x)).mean(axis=0)
-    order = np.argsort(-mean, kind="stable")
-    return tuple((model.columns[i], float(mean[i])) for i in order if mean[i] > 0)
+def _with_segments(
+    test: pd.DataFrame,
+    model: Model,
+    plan: Plan,
+    history: History,
+    groups: Sequence[FeatureGroup],
+) -> pd.DataFrame:
+    """Add the columns that segments are made of, where the model itself does not read them."""
+    missing = [d for d in segments.DIMENSIONS if d.group and d.column not in test]
+    wanted = {d.group for d in missing}
+    extra = [g for g in groups if g.name in wanted and not g.missing(history.tables)]
+    if not extra:
+        return test
+    keys = [k for k in KEYS if k in test]
+    found = snapshots.build(history, model.label, extra, plan.test_as_of).frame
+    columns = [d.column for d in missing if d.column in found]
+    return test.merge(found[[*keys, *columns]], on=keys, how="left", validate="one_to_one")
 
 
-def _files(result: TrainResult, fitted: _Fitted) -> dict[str, bytes | str]:
-    scores = io.BytesIO()
-    fitted.scores.to_parquet(scores, index=False)
-    meanings = {f.name: f.meaning for f in result.features}
-    importance = [{"feature": n, "mean_effect": v} for n, v in result.importance]
-    files: dict[str, bytes | str] = {
-        "test_scores.parquet": scores.getvalue(),
-        "model_card.md": report.model_card(result, meanings),
-        "importance.json": json.dumps(importance, indent=1),
+def _files(result: TrainResult, kept: evidence.Evidence) -> dict[str, bytes | str]:
+    return {
+        **kept.files(),
+        **report.pictures(kept),
+        "model_card.md": report.model_card(result, kept),
         "result.json": json.dumps(result.to_dict(), indent=1, allow_nan=False),
-        **fitted.plots,
     }
-    if result.importance:
-        files |= report.importance_plot(result.importance)
-    return files
