@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+
 from nextbest.errors import RegistryError
 from nextbest.learn import evidence
 from nextbest.learn.metrics import probability_metrics, top_share_metrics, value_metrics

@@ -100,9 +100,7 @@ def test_stored_segments_come_back_in_their_order():
 
 
 def stored(frame, score, baseline):
-    return pd.concat(
-        [frame.assign(score=score, baseline=baseline), segments.assign(frame)], axis=1
-    )
+    return pd.concat([frame.assign(score=score, baseline=baseline), segments.assign(frame)], axis=1)
 
 
 def test_figures_are_scikit_learns_on_the_rows_of_the_segment():

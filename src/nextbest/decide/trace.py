@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from datetime import datetime
 from functools import cached_property
@@ -17,6 +18,7 @@ from nextbest.decide.rules import STEPS, Positions
 
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
+    from nextbest.decide.offers import Offer
 
 __all__ = ["answer", "funnel", "table", "trace"]
 
@@ -207,14 +209,21 @@ class _Case:
         step = last["step"].replace("_", " ")
         return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {what}"
 
+    def _within(self, details: Offer) -> str:
+        """How long the customer has to respond: the offer's window, or less where it ends before."""
+        days = [details.response_window_days] if details.response_window_days else []
+        if details.ends_at is not None:
+            left = (utc(details.ends_at) - utc(self.of.situation.decided_at)).total_seconds()
+            days.append(math.ceil(left / 86_400))
+        return f" within {min(days)} days" if days else ""
+
     def why(self, offer: int) -> list[str]:
         """In plain words, why the offer is made."""
         if not self.known:
             return ["nothing is known about this customer: the fallback list decides"]
         numbers = self.numbers(offer)
         details = self.of.catalogue.catalogue.offers[offer]
-        window = details.response_window_days
-        within = f" within {window} days" if window else ""
+        within = self._within(details)
         margin, incentive, contact_cost, kept, profit = (
             f"{numbers[name]:.2f}"
             for name in (
