@@ -225,7 +225,7 @@ def compare(
         Path | None, typer.Option("--html", help="Write one page with charts to this file.")
     ] = None,
 ) -> None:
-    """Is a version better than another: by how much, for whom, is it chance, what changed."""
+    """Is a version better: by how much, for whom, or is it chance."""
     from nextbest import show
     from nextbest.learn import compare as comparing
     from nextbest.learn import compare_table

@@ -384,6 +384,8 @@ def refresh(
     ------
     RegistryError : propensity has no champion, so that no offer could be decided.
     """
+    import numpy as np
+
     from nextbest.data import profiles, snapshots
     from nextbest.decide.offers import Catalogue
     from nextbest.learn import artifact
@@ -408,6 +410,10 @@ def refresh(
             champion = registry.champion(model.name)
             if champion is None:
                 without.append(model.name)
+                # The column is there all the same: a rule on it is unknown, not a broken policy.
+                unknown = np.full(len(frames.customers), np.nan)
+                scores |= dict.fromkeys(model.score_columns, unknown)
+                described += [_score_feature(model, c) for c in model.score_columns]
                 continue
             progress(f"score with {model.name} version {champion.version}")
             path = registry.fetch(model.name, champion.version, Path(scratch) / model.name)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from lightgbm import LGBMClassifier
+
 from nextbest.learn import artifact
 from nextbest.learn.calibration import fit as fit_calibrator
 from nextbest.learn.estimators import FeatureEncoder, blend, linear

@@ -614,7 +614,18 @@ def test_the_terminal_shows_differences_and_segments_in_eighty_columns(found):
     value, low, high = (words.signed(v) for v in (auc.value, auc.low, auc.high))
     assert f"{value} │ {low} to {high}" in text
     assert "For whom: auc, version 2 less version 1" in text
+    assert "too few" not in text
     assert folded(text, "offer type letter") and folded(text, "tenure longest (over 599 days)")
+
+
+def test_the_terminal_keeps_its_columns_where_a_segment_has_too_few_rows():
+    kept = Shelf()
+    few = FRAME.assign(offer_type=["rare"] * 20 + ["mail"] * 880)
+    kept.add(few, FAIR, POOR)
+    text = printed(gather(kept, "churn"))
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(line for line in text.splitlines() if line.endswith("too few "))
+    assert [c.strip() for c in row.split("│")[2:]] == ["–", "–", "too few"]
 
 
 def test_the_terminal_lists_more_than_two_versions_by_the_figure_that_decides():

@@ -8,6 +8,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from functools import lru_cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ import shelf
 from hypothesis import given
 from hypothesis import strategies as st
 from shelf import Shelf
+from typer.testing import CliRunner
 
+from nextbest.cli import app
 from nextbest.errors import UsageError
 from nextbest.learn import compare_words as words
 from nextbest.learn.compare import gather
 from nextbest.learn.compare_charts import Series, bar, el, interval, lines, numbers, ticks
 from nextbest.learn.compare_html import MEANINGS, render, write
 from nextbest.learn.statistics import METRICS
+from nextbest.project import Project
 
 CHROMIUM = shutil.which("chromium")
 EVIL = '"><script>alert(1)</script>&amp;<b onload=x>'
@@ -200,6 +204,23 @@ def test_it_is_written_or_refused_with_the_reason(tmp_path):
         write(comparisons()["one"], tmp_path / "nowhere" / "page.html")
 
 
+def test_the_command_writes_the_page_beside_what_it_prints(tmp_path, monkeypatch):
+    frame = shelf.rows(200)
+    kept = Shelf()
+    for noise in (2, 0.1):
+        kept.add(frame, shelf.scored(frame, noise), shelf.scored(frame, 4))
+    opened = SimpleNamespace(model=lambda name: None, registry=lambda: kept)
+    monkeypatch.setattr(Project, "open", lambda folder: opened)
+    ran = CliRunner().invoke(app, ["compare", "churn", "--html", str(tmp_path / "a.html")])
+    assert ran.exit_code == 0 and "Version 2 is better than version 1 by auc." in ran.stdout
+    assert "version 2 less version 1" in ran.stdout and str(tmp_path / "a.html") in ran.stdout
+    ran = CliRunner().invoke(app, ["compare", "churn", "--json", "--html", f"{tmp_path}/b.html"])
+    assert json.loads(ran.stdout)["answers"]["better"].startswith("Version 2 is better")
+    assert (tmp_path / "a.html").read_text("utf-8") == (tmp_path / "b.html").read_text("utf-8")
+    ran = CliRunner().invoke(app, ["compare", "churn", "--html", f"{tmp_path}/no/b.html"])
+    assert isinstance(ran.exception, UsageError)
+
+
 # ------------------------------------------------------------------ charts
 
 
@@ -265,7 +286,7 @@ window.addEventListener('load', () => {
     return {name: f.dataset.name, width: f.clientWidth, page: root.scrollWidth, wide,
       tags: [...d.querySelectorAll('*')].map(e => e.tagName.toLowerCase()),
       loaded: f.contentWindow.performance.getEntriesByType('resource').map(r => r.name),
-      small: [...d.querySelectorAll('main p, main td, main th, main dd')]
+      small: [...d.querySelectorAll('main *:not(svg *)')]
         .filter(e => parseFloat(f.contentWindow.getComputedStyle(e).fontSize) < 11).length,
       height: root.scrollHeight};
   });

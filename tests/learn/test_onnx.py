@@ -257,6 +257,22 @@ def test_a_mistaken_graph_is_not_stored(monkeypatch):
         export(RandomForestClassifier(9, random_state=0).fit(x, y), x)
 
 
+@needs_onnx
+def test_a_graph_that_is_mistaken_beside_the_given_rows_is_not_stored(monkeypatch):
+    # "Either" and "both" agree on nothing and on everything; dealing the values anew parts them.
+    x = np.array([[a, b] for a in (0.0, 1.0) for b in (0.0, 1.0)])
+    either, both = (
+        DecisionTreeClassifier(random_state=0).fit(x, (x.sum(axis=1) > limit).astype(int))
+        for limit in (0.5, 1.5)
+    )
+    rows = np.array([[0.0, 0.0], [1.0, 1.0]] * 15)
+    assert np.array_equal(either.predict(rows), both.predict(rows))
+    made = onnx_convert._converted
+    monkeypatch.setattr(onnx_convert, "_converted", lambda _e, *rest: made(both, *rest))
+    with pytest.raises(onnx_convert.CannotConvert, match="by up to 1"):
+        onnx_convert.convert(either, rows)
+
+
 def some_rows(n=200, seed=0):
     x = np.random.default_rng(seed).normal(size=(n, 3))
     return x, (x.sum(axis=1) > 0).astype(int)
@@ -287,6 +303,14 @@ def test_single_precision_is_allowed_before_calibration_and_a_changed_calibrator
     (tmp_path / "m/golden.json").write_text(json.dumps(golden))
     rehash(tmp_path / "m", "golden.json")
     assert artifact.load(tmp_path / "m").tolerance == saved.tolerance == SINGLE_TOLERANCE
+    for far in (1e-4, -1e-4):
+        moved = [v + far for v in nudged]
+        golden["scores"] |= {"uncalibrated": moved, "score": steep.apply(moved).tolist()}
+        (tmp_path / "m/golden.json").write_text(json.dumps(golden))
+        rehash(tmp_path / "m", "golden.json")
+        with pytest.raises(ArtifactError, match="golden scores: score in row 0"):
+            artifact.load(tmp_path / "m")
+    golden["scores"] = {"uncalibrated": nudged, "score": steep.apply(nudged).tolist()}
     golden["scores"]["score"][0] += 1e-6
     (tmp_path / "m/golden.json").write_text(json.dumps(golden))
     rehash(tmp_path / "m", "golden.json")
@@ -312,11 +336,12 @@ def test_the_manifest_names_what_serving_needs(tmp_path):
 
 @needs_onnx
 def test_unknown_values_that_the_estimator_refuses_have_no_score(tmp_path):
+    # The graph itself would score them: its trees send an unknown value one way or the other.
     raw = small.raw()[["age"]]
     encoder = FeatureEncoder().fit(raw)
-    network = MLPClassifier((3,), max_iter=20, random_state=0)
-    network.fit(encoder.transform(raw), small.outcome())
-    loaded = store(tmp_path, network, encoder=encoder, golden_rows=raw.head(30))
+    boosting = GradientBoostingClassifier(n_estimators=3)
+    boosting.fit(encoder.transform(raw), small.outcome())
+    loaded = store(tmp_path, boosting, encoder=encoder, golden_rows=raw.head(30))
     with pytest.raises(DataError, match="1 of 2 rows have no score, the first is row 1"):
         loaded.score({"age": [30.0, np.nan]})
 
@@ -393,7 +418,7 @@ def test_effects_of_a_forest_are_as_defined_and_no_more_is_claimed(tmp_path, mon
     forest = RandomForestClassifier(9, min_samples_leaf=9, random_state=0)
     loaded = store(tmp_path, fitted(forest))
     x = loaded.encode(strangers(9))
-    background = small.encoded()[:8]
+    background = small.encoded()[:5]
     columns = {0: [0], 1: [1], 2: [2, 3, 4], 3: [5]}  # spend, age, tier (3 values), member
 
     def log_odds(rows):

@@ -210,7 +210,7 @@ class _Case:
         return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {what}"
 
     def _within(self, details: Offer) -> str:
-        """How long the customer has to respond: the offer's window, or less where it ends before."""
+        """How long the customer can respond: the offer's window, or less where it ends before."""
         days = [details.response_window_days] if details.response_window_days else []
         if details.ends_at is not None:
             left = (utc(details.ends_at) - utc(self.of.situation.decided_at)).total_seconds()

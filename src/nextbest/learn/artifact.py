@@ -50,7 +50,7 @@ _INTERVAL_LEVEL: Final = 0.9
 #: Component type -> the key and the suffix of the file beside its JSON.
 _BESIDE: Final = {"lightgbm": ("trees", "txt"), "onnx": ("graph", "onnx")}
 #: Customers that the effects of an ONNX graph's columns are measured against.
-_BACKGROUND_ROWS: Final = 8
+_BACKGROUND_ROWS: Final = 5
 
 
 # ------------------------------------------------------------------ hashes

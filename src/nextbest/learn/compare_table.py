@@ -83,7 +83,8 @@ def _segments(pair: Pair) -> Group:
                    left=("segment", "reading"))  # fmt: skip
     for s in pair.segments:
         d = s.differences.get(pair.primary)
-        cells = ("–", "–", s.too_few or "no such figure") if d is None else (*_span(d), d.better)
+        untold = "too few" if s.too_few else "–"
+        cells = ("–", "–", untold) if d is None else (*_span(d), d.better)
         table.add_row(s.label, _rows(s), *cells)
     return _titled(f"For whom: {pair.primary}, {_against(pair)}", table)
 

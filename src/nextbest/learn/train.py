@@ -251,8 +251,8 @@ def _fit_probability(
     y_test = y[split.test]
     metrics = probability_metrics(y_test, score, seed=seed)
     baseline_metrics = probability_metrics(y_test, base, seed=seed)
-    if "future_value" in test:
-        value = test["future_value"].to_numpy()
+    value = _value_sought(test, y_test)
+    if value is not None:
         share = float(y_test.mean())
         metrics |= top_share_metrics(y_test, score, value, share=share, seed=seed)
         baseline_metrics |= top_share_metrics(y_test, base, value, share=share, seed=seed)
@@ -409,6 +409,14 @@ def _share(inside: NDArray[np.bool_], seed: int) -> Metric:
 
 def _golden(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     return rows.sample(min(_GOLDEN_ROWS, len(rows)), random_state=seed).reset_index(drop=True)
+
+
+def _value_sought(test: pd.DataFrame, y: Array) -> Array | None:
+    """Future value, where the model looks for customers who bring it; those who leave do not."""
+    if "future_value" not in test:
+        return None
+    value = test["future_value"].to_numpy(dtype=np.float64)
+    return value if value[y > 0].mean() > value.mean() else None
 
 
 def _with_segments(
