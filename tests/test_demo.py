@@ -233,7 +233,7 @@ def test_a_person_sees_steps_tables_one_exchange_and_a_summary(cli: Run, trainab
         for text in (
             "\n transactions ", "propensity version 1 on ", "clv version 1 on ",
             "Decisions for 300 customers", "\nPOST http://127.0.0.1:", '"customer_id": "c',
-            "\n200 after ", '"offers": [', "\nDone in ", "\n     rows: ", "\n   offers: ",
+            "\n200 after ", '"offers": [', "\nDone in ", "\n  rows  ", "\n  offers  ",
             "\nNext:",
         )
     ]  # fmt: skip

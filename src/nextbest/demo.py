@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from nextbest.learn.train import TrainResult
 
 _START_SECONDS = 60
-_NEXT = {
-    "nextbest decide --customer ID --explain": "one customer's decision, and why",
-    "nextbest serve --insecure": "the API on this machine, documentation at /docs",
-    "make serve, make mlflow": "the API; runs, figures and plots of the models",
-    "nextbest init DIR": "a project for your own data: map it in DIR/training/sources.py",
-}
 
 
 def run(project: Project, *, as_json: bool = False) -> None:
@@ -95,11 +89,11 @@ def run(project: Project, *, as_json: bool = False) -> None:
             "registry": registry.uri,
             "bundle": str(project.serving_state / refreshed.bundle),
         },
-        "next": [f"{command}: {what}" for command, what in _NEXT.items()],
+        "next": [f"{command}: {what}" for command, what in _next(project, registry).items()],
     }
     if as_json:
         print(json.dumps(facts, indent=1, default=str, allow_nan=False))
-    say(*_summary(facts, results))
+    say(*_summary(facts, results, _next(project, registry)))
 
 
 def _promote(
@@ -138,22 +132,40 @@ def _promoted(promotions: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"{name} has no champion, so its score stays unknown."
 
 
-def _summary(facts: Mapping[str, Any], results: Sequence[TrainResult]) -> Iterator[str]:
+def _next(project: Project, registry: Registry) -> dict[str, str]:
+    """Commands to run next, and what each is for."""
+    if (project.root / "Makefile").exists():
+        serve, mlflow = "make serve", "make mlflow"
+    else:
+        serve = "nextbest serve --insecure"
+        mlflow = f"mlflow ui --backend-store-uri {registry.uri}"
+    return {
+        "nextbest decide --customer ID --explain": "one customer's decision, and why",
+        "nextbest init DIR": "a project for your own data",
+        serve: "the API on this machine, documentation at /docs",
+        mlflow: "runs, figures and plots of the models",
+    }
+
+
+def _summary(
+    facts: Mapping[str, Any], results: Sequence[TrainResult], following: Mapping[str, str]
+) -> Iterator[str]:
     rows = sum(t["rows_in"] for t in facts["tables"])
     bad = sum(sum(t["quarantined"].values()) for t in facts["tables"])
     made = facts["decisions"]
     offers = ", ".join(f"{o} to {n:,}" for o, n in made["offers"].items() if n)
-    yield f"\nDone in {facts['seconds']:.0f} s."
-    yield f"     rows: {rows:,} read, {bad:,} quarantined"
+    lines = {"rows": f"{rows:,} read, {bad:,} quarantined"}
     for r in results:
         metric, base = r.metrics[r.primary], r.baseline_metrics[r.primary]
-        figures = f"{r.primary} {metric.value:,.4g}, {r.baseline_name} {base.value:,.4g}"
-        yield f"{r.model.name:>9}: {figures}"
-    yield f"   offers: {offers or 'none'}; no offer to {made['no_offer']:,}"
-    for name, where in facts["files"].items():
-        yield f"{name:>9}: {where}"
+        lines[r.model.name] = (
+            f"{r.primary} {metric.value:,.4g}; its baseline, {r.baseline_name}, {base.value:,.4g}"
+        )
+    lines["offers"] = f"{offers or 'none'}; no offer to {made['no_offer']:,}"
+    yield f"\nDone in {facts['seconds']:.0f} s."
+    for name, what in (lines | facts["files"]).items():
+        yield f"  {name:<12}{what}"
     yield "Next:"
-    for command, what in _NEXT.items():
+    for command, what in following.items():
         yield f"  {command:<41}{what}"
 
 
