@@ -16,6 +16,14 @@ from typing import Any
 
 import pytest
 import toyshop
+from hypothesis import HealthCheck, settings
+
+# No test is timed: a busy machine may not fail one. The same examples every time, so that a
+# failure here is a failure everywhere.
+settings.register_profile(
+    "nextbest", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("nextbest")
 
 
 @dataclass(frozen=True)
