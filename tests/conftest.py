@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toyshop
+from commands import Ran, Run, Toy, run_cli
 from hypothesis import HealthCheck, settings
 
 # No test is timed: a busy machine may not fail one. The same examples every time, so that a
@@ -24,40 +22,6 @@ settings.register_profile(
     "nextbest", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("nextbest")
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command gave: exit code, standard output, standard error."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output, which must be one JSON value and nothing else."""
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
-def run_cli(*arguments: str | Path) -> Ran:
-    """Run the command line in this process, as the console script would."""
-    from nextbest.cli import main
-
-    out, err = io.StringIO(), io.StringIO()
-    given, code = sys.argv, 0
-    sys.argv = ["nextbest", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
-    finally:
-        sys.argv = given
-    return Ran(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,14 +62,6 @@ def trainable(fresh: Path, empty_registry: Path) -> Path:
     (fresh / ".nextbest").mkdir()
     shutil.copy(empty_registry, fresh / ".nextbest" / "mlflow.db")
     return fresh
-
-
-@dataclass(frozen=True)
-class Toy:
-    """The toy shop after the whole job, and what each command of it said."""
-
-    root: Path
-    said: dict[str, Ran]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import toyshop
 import typer
-from conftest import Run, Toy
+from commands import Run, Toy
 from test_project import ROOT, edit
 
 import nextbest

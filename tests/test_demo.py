@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Ran, Run, run_cli
+from commands import Ran, Run, run_cli
 from test_project import ROOT, edit
 
 from nextbest import demo, jobs

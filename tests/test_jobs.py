@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toyshop
-from conftest import Toy
+from commands import Toy
 from test_project import edit
 
 from nextbest import jobs

@@ -159,7 +159,7 @@ def features(project: Project) -> tuple[tuple[Feature, ...], tuple[str, ...]]:
     from nextbest.data.features import available, describe
 
     usable, missing = available(project.groups, project.shapes)
-    found = project.guard("models/features.py", lambda: describe(usable, project.shapes))
+    found = project.guard("", lambda: describe(usable, project.shapes))
     consents = _consents(project.shapes["customers"].columns)
     return (*found, *consents), tuple(str(m) for m in missing)
 

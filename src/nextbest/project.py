@@ -272,9 +272,13 @@ class Project:
     def guard(self, where: str, call: Callable[[], Any]) -> Any:
         """Run code of the project; whatever it raises becomes a fault with its file and line.
 
+        Parameters
+        ----------
+        where : the file to name if the error passed through none; empty lets such an error through.
+
         Raises
         ------
-        ConfigError : the code failed; ``where`` is named if no file of the project did.
+        ConfigError : the code failed.
         """
         try:
             return call()
@@ -290,6 +294,8 @@ class Project:
             if isinstance(error, SyntaxError) and error.filename:
                 at = f"{self._inside(error.filename) or where}, line {error.lineno}"
                 said = error.msg
+            if not at:
+                raise
             problem = f"{type(error).__name__}: {said}" if said else type(error).__name__
             raise ConfigError(at, problem, action="Mend the file and run again.") from error
 
