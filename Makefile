@@ -31,7 +31,7 @@ lint: setup
 
 test: lint
 	# One worker a core; a file stays with one worker, so that its fixtures are made once.
-	$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

