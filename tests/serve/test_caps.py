@@ -171,7 +171,7 @@ def test_a_contact_that_was_read_never_lies_in_the_future(
 def test_a_customer_whom_others_contact_without_a_pause_is_refused_not_contacted(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions, "_ATTEMPTS", 10)
+    monkeypatch.setattr(decisions, "ATTEMPTS", 10)
     response = raced(project, monkeypatch, 10, before_reading=False)
     assert (response.status_code, response.json()["code"]) == (503, "store-unavailable")
     assert contacts_of(project, "c01") == 10

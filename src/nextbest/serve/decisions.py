@@ -26,13 +26,13 @@ from nextbest.serve.schemas import BatchRequest, DecisionRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
-__all__ = ["Decider", "decide_for", "new_decision_id", "record_of"]
+__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id", "record_of"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
 _STRIPES = 1_024
 # Each time that we must decide again, somebody else has decided for the same customer.
-_ATTEMPTS = 100
+ATTEMPTS = 100
 Question = DecisionRequest | BatchRequest
 
 
@@ -193,7 +193,7 @@ class Decider:
         # Requests to this process about one customer wait for each other. Those to other processes
         # do not: whoever finds at the end that one of them was faster decides again.
         with self._one_at_a_time(customer_ids):
-            for _ in range(_ATTEMPTS):
+            for _ in range(ATTEMPTS):
                 with suppress(HistoryChangedError):
                     return self._decide_once(question, customer_ids, keys, request, request_hash)
         what = "other processes decide for the same customers without a pause"
