@@ -117,6 +117,7 @@ MISUSE = [
     (["promote", "churn", "--force", "--reason", " "], "--force: it needs a reason"),
     (["decide", "--explain"], "--explain: it explains one decision"),
     (["decide", "--customer", "c001", "--out", "x.csv"], "--out: the file is for all customers"),
+    (["decide", "--customer", "c001", "--record"], "--record: it is for a whole batch"),
 ]
 
 

@@ -308,6 +308,7 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[[contact.caps]]": policy.Cap,
     "[[contact.cool_offs]]": policy.CoolOff,
     "[[contact.exclusions]]": policy.Exclusion,
+    "[[contact.quiet_hours]]": policy.Quiet,
     "[arbitration]": policy.Arbitration,
     "[[levers]]": policy.Lever,
     "[[context_weights]]": policy.ContextWeight,
@@ -320,7 +321,11 @@ IN_WORDS = {
     ("[clock]", "decide_as_of"): "none: now",
     ("[channels.NAME]", "consent_column"): "`consent_NAME`",
     ("[[offers]]", "description"): '`""`',
-    **{(f"[[contact.{t}]]", "channels"): "all" for t in ("caps", "cool_offs", "exclusions")},
+    **{
+        (f"[[contact.{t}]]", "channels"): "all"
+        for t in ("caps", "cool_offs", "exclusions", "quiet_hours")
+    },
+    ("[[contact.quiet_hours]]", "weekdays"): "all",
 }
 
 

@@ -11,7 +11,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -267,7 +267,11 @@ def toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
-    return value.isoformat() if isinstance(value, date) else json.dumps(value, ensure_ascii=False)
+    return (
+        value.isoformat()
+        if isinstance(value, date | time)
+        else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def put_in(project: Path, file: str, text: str) -> None:

@@ -334,15 +334,24 @@ def decide(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what became of every offer.")
     ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the decisions, so that they count as contacts.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Decide for one customer or for all; nothing is recorded."""
+    """Decide for one customer or for all; recorded only with --record."""
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import batch, decisions, runtime
 
     if explain and customer is None:
         raise UsageError("--explain", "it explains one decision", expected="--customer ID with it")
+    if record and (customer is not None or policy is not None):
+        raise UsageError(
+            "--record",
+            "it is for a whole batch by the project's own policy",
+            action="Leave out --customer and --policy, or --record",
+        )
     if out is not None and customer is not None:
         raise UsageError(
             "--out", "the file is for all customers", action="Leave out --customer, or --out."
@@ -356,24 +365,22 @@ def decide(
             made = decisions.decide_for(
                 state, store, [customer], situation, [f"explain-{customer}"]
             )
-            record = decisions.record_of(state, made, 0, {}, "").record
+            found = decisions.record_of(state, made, 0, {}, "").record
             if json_:
-                _show(
-                    {**record["answer"], "trace": record["trace"]} if explain else record["answer"]
-                )
+                _show({**found["answer"], "trace": found["trace"]} if explain else found["answer"])
             else:
-                show.out(*show.decision(record, explain=explain))
+                show.out(*show.decision(found, explain=explain))
             return
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
-            summary = batch.decide_batch(state, situation, out, store=store)
+            summary = batch.decide_batch(state, situation, out, store=store, record=record)
     finally:
         store.close()
     if json_:
         _show(summary.to_dict())
         return
     show.out(*show.batch(summary.to_dict()))
-    if out is None:
+    if out is None and not record:
         print("Nothing was written; name a file with --out.")
 
 

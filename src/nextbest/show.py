@@ -132,6 +132,11 @@ def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
     yield f"Expected profit of the offers made: {summary['expected_profit']:,.2f}."
     if summary["file"]:
         yield f"Written to {summary['file']}: {summary['rows']:,} rows."
+    if summary["recorded"] or summary["recorded_before"]:
+        before = summary["recorded_before"]
+        yield f"Recorded: {summary['recorded']:,} decisions" + (
+            f"; {before:,} more were recorded before." if before else "."
+        )
 
 
 def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:

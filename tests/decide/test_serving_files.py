@@ -147,7 +147,11 @@ def test_the_examples_in_the_files_work_when_their_mark_is_taken_away(tmp_path: 
     bound, rules = bind(catalogue, policy, people.known_columns())
     at = Situation("mail", datetime(2017, 12, 10, 5, tzinfo=UTC), context={"device": "phone"})
     decisions = decide(people, bound, rules, at, ["d"])
-    # .1 × (.3 × 200 / 4 − 10) − .6 + .5 × .05 × 400 = 9.9
+    # .1 × (.3 × 200 / 4 − .6 × 10) − .02 × .3 × 200 / 4 − .6 + .5 × .05 × 400 = 10
     assert chosen(decisions) == [["stay"]]
-    assert decisions.values.expected_profit[0, 6] == pytest.approx(9.9)
+    assert decisions.values.expected_profit[0, 6] == pytest.approx(10.0)
     assert decisions.values.context_weight[0, 1] == 0.8
+    # The stay offer's own share of clv is the lower one: .05 × 400, against .1 × 400.
+    assert decisions.values.cost_ceiling.tolist() == [[40.0] * 6 + [20.0]]
+    assert [limit.period for limit in rules.limits if limit.period] == ["day"]
+    assert [hours.name for hours in rules.quiet_hours] == ["nights"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,59 @@ def test_without_a_fixed_clock_the_moment_is_given(project: Path) -> None:
     (project / "serving" / "policy.toml").write_text(policy)
     now = datetime(2020, 3, 5, tzinfo=UTC)
     assert situation_for(load_state(project), "mail", now=now).decided_at == now
+
+
+def test_a_repeated_batch_records_each_decision_once_and_says_so(
+    project: Path, state: State, tmp_path: Path
+) -> None:
+    situation = situation_for(state, "mail")
+    store = open_store(project)
+    first = decide_batch(state, situation, tmp_path / "1.parquet", store=store, record=True)
+    again = decide_batch(state, situation, tmp_path / "2.parquet", store=store, record=True)
+    assert (first.recorded, first.recorded_before) == (60, 0)
+    assert (again.recorded, again.recorded_before) == (0, 60)
+    assert again.batch_id == first.batch_id
+    assert pq.read_table(tmp_path / "1.parquet").equals(pq.read_table(tmp_path / "2.parquet"))
+    assert len(store.history(None)[0].at) == first.with_offer
+    store.close()
+
+
+def test_a_batch_that_broke_off_is_resumed(
+    project: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextbest.serve.batch.CHUNK", 25)
+    situation = situation_for(state, "mail")
+    store = open_store(project)
+
+    def breaks_off(done: int, _: int) -> None:
+        if done == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decide_batch(state, situation, store=store, record=True, progress=breaks_off)
+    summary = decide_batch(state, situation, store=store, record=True)
+    assert (summary.recorded, summary.recorded_before) == (35, 25)
+    assert len(store.history(None)[0].at) == summary.with_offer
+    store.close()
+
+
+def test_other_contacts_before_it_make_another_batch(
+    project: Path, serve: Serve, state: State
+) -> None:
+    client = serve(project)
+    situation = situation_for(state, "mail")
+    store = open_store(project)
+    before = decide_batch(state, situation, store=store).batch_id
+    client.post("/v1/decisions", json={"customer_id": "c01", "channel": "mail"})
+    after = decide_batch(state, situation, store=store, record=True).batch_id
+    assert before != after
+    client.post("/v1/decisions", json={"customer_id": "c04", "channel": "mail"})
+    with pytest.raises(UsageError, match="was recorded before, when other contacts"):
+        decide_batch(state, situation, store=store, record=True)
+    # What comes after the batch's moment is not before it.
+    early = situation_for(state, "email")
+    early = replace(early, decided_at=early.decided_at - timedelta(days=1))
+    one = decide_batch(state, early, store=store).batch_id
+    client.post("/v1/decisions", json={"customer_id": "c07", "channel": "mail"})
+    assert decide_batch(state, early, store=store).batch_id == one
+    store.close()

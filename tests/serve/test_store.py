@@ -83,7 +83,11 @@ def test_history_is_oldest_first_and_only_of_the_customers_asked_for(store: Stor
     naive = AT.replace(tzinfo=None)
     contacts, outcomes = store.history(["7"])
     assert contacts == Contacts(
-        ("7", "7"), ("b", "a"), ("email", "email"), (naive, naive + timedelta(days=1))
+        ("7", "7"),
+        ("b", "a"),
+        ("email", "email"),
+        (naive, naive + timedelta(days=1)),
+        ("d2", "d1"),
     )
     assert outcomes == Outcomes(
         ("7", "7"),
@@ -91,6 +95,7 @@ def test_history_is_oldest_first_and_only_of_the_customers_asked_for(store: Stor
         ("email", None),
         ("click", "click"),
         (naive, naive + timedelta(days=1)),
+        ("d1", None),
     )
     assert store.history(None)[0].customer_ids == ("7", "8", "7")
     assert store.history([]) == (Contacts(), Outcomes())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Pool", "Values", "choose", "expected_profit", "weigh"]
+__all__ = ["Pool", "Values", "choose", "expected_cost", "expected_profit", "weigh"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -19,14 +19,18 @@ Ints = npt.NDArray[np.int64]
 class Values:
     """The numbers behind every priority, customers × offers; NaN where unknown.
 
-    Money is in the shop's currency, per customer. ``priority`` is the objective times levers and
-    context weights (see `weigh`).
+    Money is in the shop's currency, per customer. ``incentive_cost`` is what the shop itself pays
+    for a response. ``expected_cost`` may not exceed ``cost_ceiling`` (infinite where there is
+    none). ``priority`` is the objective times levers and context weights (see `weigh`).
     """
 
     margin: Floats
     incentive_cost: Floats
     contact_cost: Floats
+    baseline_rate: Floats
     retention_value: Floats
+    expected_cost: Floats
+    cost_ceiling: Floats
     expected_profit: Floats
     lever: Floats
     context_weight: Floats
@@ -40,15 +44,29 @@ def expected_profit(
     incentive_cost: Floats,
     contact_cost: Floats,
     retention_value: Floats,
+    baseline_rate: Floats | float = 0.0,
 ) -> Floats:
     """Profit to expect from offering, in the shop's currency; NaN where anything is unknown.
 
-    ``p × (margin − incentive_cost) − contact_cost + retention_value`` (DESIGN, section 4), where
-    ``retention_value = churn_probability × save_rate × clv`` for goal "retain" and 0 otherwise.
-    All arguments broadcast over customers × offers.
+    ``p × (margin − incentive_cost) − p0 × margin − contact_cost + retention_value`` (DESIGN,
+    section 4), where ``retention_value = churn_probability × save_rate × clv`` for goal "retain"
+    and 0 otherwise, and ``p0`` is the ``baseline_rate``: P(the same response | not contacted).
+
+    With the contact we expect ``p × (margin − incentive_cost) − contact_cost``, without it
+    ``p0 × margin``, as nobody is given an incentive then. The difference is what the contact is
+    worth: ``(p − p0) × margin − p × incentive_cost − contact_cost``, the incremental value of
+    Hansotia & Rukstales (2002), "Incremental value modeling", Journal of Interactive Marketing
+    16(3), 35-46. ``p0 × incentive_cost`` of it is subsidy leak: paid to those who would have come
+    anyway. All arguments broadcast over customers × offers.
     """
-    result: Floats = propensity * (margin - incentive_cost) - contact_cost + retention_value
-    return result
+    with_contact: Floats = propensity * (margin - incentive_cost) - contact_cost + retention_value
+    with np.errstate(invalid="ignore"):  # nobody's share of an endless margin is unknown
+        return with_contact - baseline_rate * margin
+
+
+def expected_cost(propensity: Floats, incentive_cost: Floats, contact_cost: Floats) -> Floats:
+    """Money that offering is expected to cost the shop: ``p × incentive_cost + contact_cost``."""
+    return propensity * incentive_cost + contact_cost
 
 
 def weigh(objective: Floats, multiplier: Floats) -> Floats:

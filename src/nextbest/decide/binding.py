@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide.contact import Limit, Scope
+from nextbest.decide.contact import Limit, QuietHours, Scope
 from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, positions
 from nextbest.decide.policy import ContextWeight, Lever, Policy, Target
 from nextbest.decide.rules import (
@@ -28,12 +28,20 @@ from nextbest.decide.rules import (
 )
 from nextbest.errors import ConfigError, Fault, RuleError, did_you_mean
 
-__all__ = ["BoundPolicy", "Fates", "Retention", "bind"]
+__all__ = ["BoundPolicy", "Ceiling", "Fates", "Retention", "bind"]
 
 # What the value step computes; an objective may name these beside the data's columns.
 VALUE_COLUMNS: Mapping[str, Column] = {
     name: Column("number", "pair")
-    for name in ("margin", "incentive_cost", "contact_cost", "retention_value", "expected_profit")
+    for name in (
+        "margin",
+        "incentive_cost",
+        "contact_cost",
+        "baseline_rate",
+        "retention_value",
+        "expected_cost",
+        "expected_profit",
+    )
 }
 
 OPEN = ("", "")
@@ -46,10 +54,12 @@ ENDED = ("candidate", "ended")
 NOT_FALLBACK = ("fallback", "not in the fallback list")
 NO_CONSENT = ("contact_policy", "consent")
 UNKNOWN_VALUE = ("value", "unknown value")
+OVER_CEILING = ("value", "investment ceiling")
 NOTHING_TO_GAIN = ("arbitration", "no offer is better")
 OUTRANKED = ("arbitration", "lower priority")
 SAME_GROUP = ("arbitration", "another offer of its exclusivity group")
 NO_CONTACT_LEFT = ("arbitration", "no contact left in this answer")
+CATEGORY_FULL = ("arbitration", "enough offers of its category")
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,15 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """The share of a customer's clv that contacting may be expected to cost, for some offers."""
+
+    offers: npt.NDArray[np.intp]
+    share: npt.NDArray[np.float64]
+    clv: Formula
+
+
+@dataclass(frozen=True)
 class BoundPolicy:
     """A policy whose rules, targets and names are resolved against one catalogue and its data."""
 
@@ -78,9 +97,11 @@ class BoundPolicy:
     catalogue: BoundCatalogue
     rules: tuple[NamedRule, ...]
     limits: tuple[Limit, ...]
+    quiet_hours: tuple[QuietHours, ...]
     groups: Mapping[Scope, npt.NDArray[np.int64]]
     objective: Formula
     retention: Retention | None
+    ceiling: Ceiling | None
     levers: tuple[tuple[Lever, Positions], ...]
     context_weights: tuple[tuple[ContextWeight, Rule, Positions], ...]
     consent_columns: Mapping[str, str | None]
@@ -118,15 +139,17 @@ def bind(
     faults += binding.faults
     if faults or bound is None:
         raise ConfigError(faults=list(dict.fromkeys(faults)))
-    fates = _fates([*parts["rules"], *bound.rules], parts["limits"])
+    limits = [limit.name for limit in (*parts["quiet_hours"], *parts["limits"])]
+    fates = _fates([*parts["rules"], *bound.rules], limits)
     return bound, BoundPolicy(policy=policy, catalogue=bound, fates=fates, **parts)
 
 
-def _fates(rules: Sequence[NamedRule], limits: Sequence[Limit]) -> Fates:
+def _fates(rules: Sequence[NamedRule], limits: Sequence[str]) -> Fates:
     names = [OPEN, INACTIVE, OTHER_CHANNEL, OTHER_PLACEMENT, NOT_STARTED, ENDED, NOT_FALLBACK]
     names += [(rule.step, rule.name) for step in STEPS for rule in rules if rule.step == step]
-    names += [NO_CONSENT, *(("contact_policy", limit.name) for limit in limits)]
-    names += [UNKNOWN_VALUE, NOTHING_TO_GAIN, OUTRANKED, SAME_GROUP, NO_CONTACT_LEFT, CHOSEN]
+    names += [NO_CONSENT, *(("contact_policy", name) for name in limits)]
+    names += [UNKNOWN_VALUE, OVER_CEILING, NOTHING_TO_GAIN, OUTRANKED]
+    names += [SAME_GROUP, NO_CONTACT_LEFT, CATEGORY_FULL, CHOSEN]
     unique = tuple(dict.fromkeys(names))
     return Fates(unique, {name: code for code, name in enumerate(unique)})
 
@@ -157,9 +180,11 @@ class _Binding:
         return {
             "rules": self._rules(),
             "limits": self.tables.limits(),
+            "quiet_hours": self.tables.quiet_hours(),
             "groups": groups,
             "objective": self._formula("objective", {**self.columns, **VALUE_COLUMNS}),
             "retention": self._retention(),
+            "ceiling": self._ceiling(),
             "levers": tuple(
                 (lever, self._target(lever, f"[levers] number {i}"))
                 for i, lever in enumerate(self.tables.levers, 1)
@@ -224,6 +249,20 @@ class _Binding:
         save_rate = np.array(list(rates.values()), dtype=np.float64)
         return Retention(np.array(list(rates), dtype=np.intp), save_rate, churn, clv)
 
+    def _ceiling(self) -> Ceiling | None:
+        """Policy and offer may both set a ceiling; the lower one holds."""
+        general = self.tables.arbitration.max_cost_share_of_clv
+        shares = {}
+        for i, offer in enumerate(self.catalogue.offers):
+            stated = [s for s in (general, offer.max_cost_share_of_clv) if s is not None]
+            if stated:
+                shares[i] = min(stated)
+        clv = self._formula("clv", self.columns) if shares else None
+        if clv is None:
+            return None
+        share = np.array(list(shares.values()), dtype=np.float64)
+        return Ceiling(np.array(list(shares), dtype=np.intp), share, clv)
+
     def _target(self, target: Target, section: str) -> Positions:
         given = target.targets()
         offers = self.catalogue.offers
@@ -260,11 +299,16 @@ class _Binding:
             return None
         fits = column is not None and column.source == "customer"
         if column is None or not fits or column.type not in ("boolean", "number"):
+            usable = [
+                other
+                for other, its in self.columns.items()
+                if its.source == "customer" and its.type in ("boolean", "number")
+            ]
             self._fault(
                 f"[channels.{channel}]",
                 f'names consent column "{name}"',
                 "a known boolean column of customers",
-                did_you_mean(name, self.columns),
+                did_you_mean(name, usable),
             )
             return None
         return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +19,10 @@ __all__ = [
     "Counts",
     "Kind",
     "Limit",
+    "Period",
+    "QuietHours",
     "Scope",
+    "Weekday",
     "consent",
     "count",
     "reason",
@@ -27,6 +31,9 @@ __all__ = [
 Kind = Literal["contact", "acceptance", "refusal", "purchase"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Scope = Literal["customer", "channel", "offer", "category", "exclusivity_group"]
+Period = Literal["day", "week", "month"]
+Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+WEEKDAYS: tuple[Weekday, ...] = get_args(Weekday)
 
 Ints = npt.NDArray[np.int64]
 Times = npt.NDArray[np.datetime64]
@@ -153,6 +160,9 @@ class ContactHistory:
 class Limit:
     """At most ``at_most`` events of a kind within ``days``, counted within a scope.
 
+    A limit on a calendar ``period`` counts since the local midnight in ``zone`` with which the day,
+    the week (its Monday) or the month began; it has no days.
+
     Caps, cool-offs (at most none) and mutual exclusion (at most none of the *other* offers of the
     group) are all limits; ``form`` says which, for the reason that a customer's trace shows.
     """
@@ -160,14 +170,87 @@ class Limit:
     name: str
     form: Literal["cap", "cool_off", "exclusion"]
     kind: Kind
-    days: float
+    days: float | None
     at_most: int
     scope: Scope
     channels: frozenset[str]
+    period: Period | None = None
+    zone: tzinfo = UTC
 
     def applies_to(self, channel: str) -> bool:
         """Say whether decisions on this channel are subject to the limit."""
         return not self.channels or channel in self.channels
+
+    def within(self, times: Times, decided_at: np.datetime64) -> Mask:
+        """Which of these times the limit counts; rolling days are open at their start."""
+        past = times <= decided_at
+        if self.period is None:
+            length = round((self.days or 0.0) * _MICROSECONDS_PER_DAY)
+            return past & (times > decided_at - np.timedelta64(length, "us"))
+        return past & (times >= period_start(self.period, self.zone, decided_at))
+
+    @property
+    def span(self) -> str:
+        """How long the limit counts, in words."""
+        if self.period is None:
+            return f"in {self.days:g} days"
+        return "on this day" if self.period == "day" else f"this {self.period}"
+
+
+def period_start(period: Period, zone: tzinfo, moment: np.datetime64) -> np.datetime64:
+    """When the local day, week (from Monday) or month of a moment began, in UTC."""
+    aware = datetime.fromisoformat(str(moment.astype("datetime64[us]"))).replace(tzinfo=UTC)
+    day = aware.astimezone(zone).date()
+    if period == "week":
+        day -= timedelta(days=day.weekday())
+    elif period == "month":
+        day = day.replace(day=1)
+    midnight = datetime.combine(day, time(), tzinfo=zone).astimezone(UTC)
+    return np.datetime64(midnight.replace(tzinfo=None), "us")
+
+
+@dataclass(frozen=True)
+class QuietHours:
+    """Hours of the local clock in which a channel keeps silent.
+
+    Parameters
+    ----------
+    starts_at, ends_at: local times; quiet from the first until just before the second. An end that
+        is not after the start lies on the next day.
+    weekdays: positions (Monday is 0) of the days on which the quiet hours start.
+    channels: the channels that keep silent; empty for all.
+    zone: whose clock; where clocks go back, an hour that comes twice is quiet twice.
+    """
+
+    name: str
+    starts_at: time
+    ends_at: time
+    weekdays: frozenset[int]
+    channels: frozenset[str]
+    zone: tzinfo
+
+    def applies_to(self, channel: str) -> bool:
+        """Say whether the channel ever keeps silent."""
+        return not self.channels or channel in self.channels
+
+    def quiet(self, moment: datetime) -> bool:
+        """Say whether an aware moment lies within the quiet hours."""
+        local = moment.astimezone(self.zone)
+        now, today = local.time(), local.weekday()
+        starts_today = today in self.weekdays
+        if self.starts_at < self.ends_at:
+            return starts_today and self.starts_at <= now < self.ends_at
+        started_yesterday = (today - 1) % 7 in self.weekdays
+        return (starts_today and now >= self.starts_at) or (
+            started_yesterday and now < self.ends_at
+        )
+
+    def reason(self, moment: datetime) -> str:
+        """Say in words how the quiet hours stand at a moment."""
+        local = moment.astimezone(self.zone)
+        hours = f"{self.starts_at:%H:%M} to {self.ends_at:%H:%M}"
+        day = WEEKDAYS[local.weekday()].capitalize()
+        return f"quiet from {hours}; it is {day} {local:%H:%M} ({self.zone})"
 
 
 @dataclass(frozen=True)
@@ -214,9 +297,8 @@ def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
 def _counted_events(
     limit: Limit, history: ContactHistory, channel: str, decided_at: np.datetime64
 ) -> npt.NDArray[np.intp]:
-    """Events of the limit's kind within its days; the window is open at its start."""
-    since = decided_at - np.timedelta64(round(limit.days * _MICROSECONDS_PER_DAY), "us")
-    found = (history.time > since) & (history.time <= decided_at)
+    """Events of the limit's kind within its days or period."""
+    found = limit.within(history.time, decided_at)
     found &= history.kind == KINDS.index(limit.kind)
     wanted = {channel} if limit.scope == "channel" else limit.channels
     if wanted:
@@ -295,9 +377,9 @@ def reason(counts: Counts, customer: int, offer: int, channel: str) -> str:
         about = f" by {channel}"
     elif limit.channels:
         about += " by " + " or ".join(sorted(limit.channels))
-    days = f"{limit.days:g} days"
     if limit.form == "cap":
-        return f"{number} of {limit.at_most} {many}{about} in {days}"
+        return f"{number} of {limit.at_most} {many}{about} {limit.span}"
     if not number:
-        return f"no {one}{about} in {days}"
-    return f"{number} {one if number == 1 else many}{about} in {days}, and {days} to wait after one"
+        return f"no {one}{about} {limit.span}"
+    wait = f"{limit.days:g} days to wait after one"
+    return f"{number} {one if number == 1 else many}{about} {limit.span}, and {wait}"

@@ -16,10 +16,17 @@ import numpy.typing as npt
 
 from nextbest.decide import binding as b
 from nextbest.decide import contact, trace
-from nextbest.decide.arbitrate import Pool, Values, choose, expected_profit, weigh
+from nextbest.decide.arbitrate import (
+    Pool,
+    Values,
+    choose,
+    expected_cost,
+    expected_profit,
+    weigh,
+)
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
-from nextbest.decide.offers import BoundCatalogue
+from nextbest.decide.offers import SHARES, BoundCatalogue
 from nextbest.decide.rules import STEPS, Positions
 from nextbest.errors import DataError, UsageError, did_you_mean
 
@@ -229,6 +236,9 @@ class _Run:
         if rule.consent_required:
             allowed = self.consent()
             self._remove(b.NO_CONSENT, ~allowed[:, None])
+        for hours in self.policy.quiet_hours:
+            if hours.applies_to(channel) and hours.quiet(utc(self.situation.decided_at)):
+                self._remove(("contact_policy", hours.name), True)
         if not len(self.audience.contacts.customer) and self.situation.limit == 1:
             return []
         counts = list(
@@ -255,38 +265,53 @@ class _Run:
         return contact.consent(column, unknown_allowed, len(self.fates))
 
     def value(self) -> Values:
-        """Compute expected profit and priority; remove offers whose value is unknown."""
+        """Compute expected profit and priority; remove what is unknown or beyond its ceiling."""
         amounts = {
             name: amount.evaluate(self.frame.lookup)
             for name, amount in self.catalogue.amounts.items()
         }
-        retention = self._retention_value()
-        profit = expected_profit(self.audience.propensity, **amounts, retention_value=retention)
+        shares = [amounts[name] for name in SHARES]
+        # Only the shop's part of the incentive is a cost to the shop.
+        amounts["incentive_cost"] = amounts.pop("incentive_shop_share") * amounts["incentive_cost"]
+        amounts["retention_value"] = self._retention_value()
+        propensity = self.audience.propensity
+        profit = expected_profit(propensity, **amounts)
+        cost = expected_cost(propensity, amounts["incentive_cost"], amounts["contact_cost"])
+        ceiling = self._cost_ceiling()
+        computed = {**amounts, "expected_cost": cost, "expected_profit": profit}
         self.frame.add_pairs(
-            {
-                name: np.broadcast_to(value, profit.shape)
-                for name, value in (*amounts.items(), ("retention_value", retention))
-            }
+            {name: np.broadcast_to(value, profit.shape) for name, value in computed.items()}
         )
-        self.frame.add_pairs({"expected_profit": profit})
         objective = self.policy.objective.evaluate(self.frame.lookup(_EVERY))
         objective = np.broadcast_to(np.asarray(objective, dtype=np.float64), profit.shape)
         lever, weight = self._multipliers()
         priority = weigh(objective, lever * weight)
         sound = np.isfinite(profit) & np.isfinite(priority)
         sound &= (amounts["incentive_cost"] >= 0) & (amounts["contact_cost"] >= 0)
-        self._remove(b.UNKNOWN_VALUE, ~sound & self.audience.known[:, None])
+        for share in shares:
+            sound &= (share >= 0) & (share <= 1)
+        known = self.audience.known[:, None]
+        self._remove(b.UNKNOWN_VALUE, ~sound & known)
+        # A ceiling that is unknown, because clv is, allows nothing.
+        self._remove(b.OVER_CEILING, ~(cost <= ceiling) & known)
         return Values(
-            amounts["margin"],
-            amounts["incentive_cost"],
-            amounts["contact_cost"],
-            retention,
-            profit,
-            lever,
-            weight,
-            objective,
-            priority,
+            **computed,
+            cost_ceiling=ceiling,
+            lever=lever,
+            context_weight=weight,
+            objective=objective,
+            priority=priority,
         )
+
+    def _cost_ceiling(self) -> npt.NDArray[np.float64]:
+        """The most that contacting may be expected to cost: its share of the customer's clv."""
+        ceiling = self.policy.ceiling
+        if ceiling is None:
+            return np.full((1, 1), np.inf)
+        limits = np.full(self.fates.shape, np.inf)
+        clv = ceiling.clv.evaluate(self.frame.lookup(ceiling.offers))
+        limits[:, ceiling.offers] = ceiling.share * clv
+        return limits
 
     def _retention_value(self) -> npt.NDArray[np.float64]:
         retention = self.policy.retention
@@ -340,4 +365,9 @@ class _Run:
         for counted in counts:
             if counted.limit.form == "cap" and counted.limit.kind == "contact":
                 pools.append((b.NO_CONTACT_LEFT, Pool(counted.pool, counted.left())))
+        at_most = self.policy.policy.tables.arbitration.at_most_per_category
+        if at_most is not None:
+            category = self.policy.groups["category"]
+            slots = np.full((len(self.fates), int(category.max(initial=0)) + 1), at_most)
+            pools.append((b.CATEGORY_FULL, Pool(category, slots)))
         return pools

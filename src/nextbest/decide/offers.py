@@ -42,10 +42,12 @@ from nextbest.decide.tomlfile import (
 )
 from nextbest.errors import ConfigError, Fault, RuleError, did_you_mean
 
-__all__ = ["Amounts", "BoundCatalogue", "Catalogue", "Goal", "Offer", "positions"]
+__all__ = ["Amounts", "BoundCatalogue", "Catalogue", "Goal", "Offer", "concerns", "positions"]
 
 Goal = Literal["sell", "retain", "win_back", "cross_sell", "inform"]
-AMOUNTS = ("margin", "incentive_cost", "contact_cost")
+AMOUNTS = ("margin", "incentive_cost", "incentive_shop_share", "contact_cost", "baseline_rate")
+# Amounts that lie between 0 and 1.
+SHARES = ("incentive_shop_share", "baseline_rate")
 _SECTIONS = ("timezone", "assumptions", "defaults", "offers")
 
 
@@ -84,7 +86,13 @@ AmountOf = Annotated[float | str, PlainValidator(_amount)]
 
 
 class Offer(Table):
-    """One thing we may offer. Money is in the shop's currency, per customer."""
+    """One thing we may offer. Money is in the shop's currency, per customer.
+
+    ``incentive_shop_share`` is the part of ``incentive_cost`` that the shop bears; suppliers pay
+    the rest. ``baseline_rate`` is the probability of the same response without any contact.
+    ``max_contacts``, ``max_contacts_per_batch`` and ``budget`` (expected cost to the shop) bound
+    what the offer may use up over all customers.
+    """
 
     id: Identifier = Field(description="a text, unique in the file")
     name: str = Field(description="a text that people recognise the offer by")
@@ -99,7 +107,13 @@ class Offer(Table):
     ends_at: datetime | None = None
     margin: AmountOf = Field(description="a number, or an expression in quotes")
     incentive_cost: AmountOf = 0.0
+    incentive_shop_share: AmountOf = 1.0
     contact_cost: AmountOf = 0.0
+    baseline_rate: AmountOf = 0.0
+    max_cost_share_of_clv: float | None = Field(default=None, gt=0, le=1)
+    max_contacts: int | None = Field(default=None, ge=0)
+    max_contacts_per_batch: int | None = Field(default=None, ge=0)
+    budget: float | None = Field(default=None, ge=0)
     response_window_days: int | None = Field(default=None, gt=0, le=36_500)
     save_rate: float | None = Field(default=None, ge=0, le=1)
     exclusivity_group: Identifier | None = None
@@ -122,6 +136,10 @@ def _sense_faults(raw: Mapping[str, Any], where: Callable[[str], str]) -> list[F
         cost = raw.get(name)
         if isinstance(cost, int | float) and cost < 0:
             faults.append(Fault(where(name), f"{name} is negative", "zero or more", repr(cost)))
+    for name in SHARES:
+        share = raw.get(name)
+        if isinstance(share, int | float) and not 0 <= share <= 1:
+            faults.append(Fault(where(name), f"{name} is no share", "from 0 to 1", repr(share)))
     retain, given = raw.get("goal") == "retain", raw.get("save_rate") is not None
     if retain and not given:
         what = 'goal "retain" needs field "save_rate"'
@@ -334,6 +352,11 @@ class Amounts:
             result[:, offers] = value
         return result
 
+    def formula(self, offer: int) -> Formula | None:
+        """The formula of one offer; None where its amount is a constant."""
+        found = (f for f, offers in self.formulas if concerns(offers, offer))
+        return next(found, None)
+
 
 @dataclass(frozen=True)
 class BoundCatalogue:
@@ -345,6 +368,11 @@ class BoundCatalogue:
     amounts: Mapping[str, Amounts]
     rules: tuple[NamedRule, ...]
     own_values: Mapping[str, npt.NDArray[Any]]
+
+
+def concerns(offers: Positions, offer: int) -> bool:
+    """Whether an offer is among these positions."""
+    return isinstance(offers, slice) or offer in offers
 
 
 def positions(members: Sequence[int], n_offers: int) -> Positions:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nextbest.decide.contact import Kind, Limit, Scope
+from nextbest.decide.contact import (
+    WEEKDAYS,
+    Kind,
+    Limit,
+    Period,
+    QuietHours,
+    Scope,
+    Weekday,
+)
 from nextbest.decide.offers import Catalogue, Goal, Identifier
 from nextbest.decide.rules import (
     STEPS,
@@ -67,11 +75,12 @@ class Channel(Table):
 
 
 class Cap(Table):
-    """At most so many events within so many days."""
+    """At most so many events within so many days, or within a calendar day, week or month."""
 
     name: Identifier
     at_most: int = Field(ge=1, le=1_000_000)
-    days: Days
+    days: Days | None = None
+    period: Period | None = None
     per: Scope = "customer"
     counts: Kind = "contact"
     channels: Names = ()
@@ -96,20 +105,33 @@ class Exclusion(Table):
     channels: Names = ()
 
 
+class Quiet(Table):
+    """Hours in which channels keep silent."""
+
+    name: Identifier
+    starts_at: time
+    ends_at: time
+    weekdays: Annotated[tuple[Weekday, ...], Field(strict=False, min_length=1)] = WEEKDAYS
+    channels: Names = ()
+
+
 class ContactPolicy(Table):
     """All limits on contacts."""
 
     caps: tuple[Cap, ...] = Field(default=(), strict=False)
     cool_offs: tuple[CoolOff, ...] = Field(default=(), strict=False)
     exclusions: tuple[Exclusion, ...] = Field(default=(), strict=False)
+    quiet_hours: tuple[Quiet, ...] = Field(default=(), strict=False)
 
 
 class Arbitration(Table):
-    """What offers compete on, and the scores that the retention term uses."""
+    """What offers compete on, the scores behind retention and ceiling, and how slots are shared."""
 
     objective: str = "expected_profit"
     churn_probability: str = "churn_probability"
     clv: str = "clv"
+    max_cost_share_of_clv: float | None = Field(default=None, gt=0, le=1)
+    at_most_per_category: int | None = Field(default=None, ge=1)
 
 
 class Target(Table):
@@ -166,10 +188,14 @@ class PolicyTables(Table):
 
     def limits(self) -> tuple[Limit, ...]:
         """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""
+        zone = time_zone(self.timezone, "policy")
         caps = (
-            Limit(c.name, "cap", c.counts, c.days, c.at_most, c.per, frozenset(c.channels))
+            Limit(
+                c.name, "cap", c.counts, c.days, c.at_most, c.per, frozenset(c.channels),
+                c.period, zone,
+            )
             for c in self.contact.caps
-        )
+        )  # fmt: skip
         cool_offs = (
             Limit(c.name, "cool_off", c.after, c.days, 0, c.per, frozenset(c.channels))
             for c in self.contact.cool_offs
@@ -181,6 +207,21 @@ class PolicyTables(Table):
             for e in self.contact.exclusions
         )
         return (*caps, *cool_offs, *exclusions)
+
+    def quiet_hours(self) -> tuple[QuietHours, ...]:
+        """Quiet hours by the policy's clock, in file order."""
+        zone = time_zone(self.timezone, "policy")
+        return tuple(
+            QuietHours(
+                q.name,
+                q.starts_at,
+                q.ends_at,
+                frozenset(WEEKDAYS.index(day) for day in q.weekdays),
+                frozenset(q.channels),
+                zone,
+            )
+            for q in self.contact.quiet_hours
+        )
 
 
 @dataclass(frozen=True)
@@ -278,7 +319,16 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
     """What no single field shows: names used once, channels that exist, targets that are clear."""
     faults = []
     names = ["consent"]
-    for limit in tables.limits():
+    for cap in tables.contact.caps:
+        given = [f for f in ("days", "period") if getattr(cap, f) is not None]
+        if len(given) != 1:
+            spot = f'{where}: [contact] "{cap.name}"'
+            got = " and ".join(given) or "none"
+            faults.append(
+                Fault(spot, "what the cap counts is not clear", "one of days, period", got)
+            )
+    every: tuple[QuietHours | Limit, ...] = (*tables.quiet_hours(), *tables.limits())
+    for limit in every:
         spot = f'{where}: [contact] "{limit.name}"'
         if limit.name in names:
             got = "the engine's own" if limit.name == "consent" else "used before"
@@ -289,7 +339,7 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
             faults.append(
                 Fault(spot, f'names channel "{channel}"', "one under [channels]", "", hint)
             )
-        if limit.kind == "purchase" and limit.scope != "customer":
+        if isinstance(limit, Limit) and limit.kind == "purchase" and limit.scope != "customer":
             expected = 'per = "customer"'
             faults.append(
                 Fault(spot, "a purchase belongs to no offer or channel", expected, limit.scope)

@@ -157,6 +157,7 @@ def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseMode
 
 _EXPECTED = {
     "datetime_type": "a date such as 2017-12-24, or a time such as 2017-12-24T05:00:00Z",
+    "time_type": "a time of day such as 21:00:00",
     "string_type": 'a text in quotes, such as "mail"',
     "bool_type": "true or false",
     "int_type": "a whole number",

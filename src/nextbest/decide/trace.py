@@ -14,7 +14,8 @@ import numpy.typing as npt
 from nextbest.decide import binding as b
 from nextbest.decide import contact
 from nextbest.decide.frame import Frame, stamp, utc
-from nextbest.decide.rules import STEPS, Positions
+from nextbest.decide.offers import SHARES, concerns
+from nextbest.decide.rules import STEPS
 
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
@@ -30,6 +31,7 @@ _WORDS = {
     b.ENDED: "it has ended",
     b.NOT_FALLBACK: "nothing is known about the customer, and it is not in the fallback list",
     b.SAME_GROUP: "another offer of its exclusivity group is in the answer",
+    b.CATEGORY_FULL: "the offers of its category before it fill the slots that a category has",
     b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
 }
 
@@ -95,7 +97,7 @@ class _Case:
             ("offer", self.of.catalogue.rules),
         ):
             for named in rules:
-                if named.step != step or not _concerns(named.offers, offer):
+                if named.step != step or not concerns(named.offers, offer):
                     continue
                 clauses = named.rule.explain(get, lambda name: plain(get(name)))
                 found.append(
@@ -120,6 +122,12 @@ class _Case:
             seen = "the data have no consent column"
             given = seen if name is None else f"{name} is {_shown(plain(column))}"
             checks.append({"rule": "consent", "passed": bool(allowed[0]), "reason": given})
+        moment = utc(self.of.situation.decided_at)
+        checks += [
+            {"rule": h.name, "passed": not h.quiet(moment), "reason": h.reason(moment)}
+            for h in self.of.policy.quiet_hours
+            if h.applies_to(channel)
+        ]
         for counted in self.counts:
             checks.append(
                 {
@@ -137,20 +145,80 @@ class _Case:
             "objective", "lever", "context_weight", "priority",
         )  # fmt: skip
         propensity = plain(self.of.audience.propensity[self.row, offer])
-        return {"propensity": propensity, **{name: self.number(name, offer) for name in names}}
+        numbers = {"propensity": propensity, **{name: self.number(name, offer) for name in names}}
+        if self.of.catalogue.catalogue.offers[offer].baseline_rate != 0:
+            rate = self.number("baseline_rate", offer)
+            cost = numbers["incentive_cost"]
+            leak = None if rate is None or cost is None else rate * cost
+            numbers |= {"baseline_rate": rate, "subsidy_leak": leak}
+        ceiling = self.of.policy.ceiling
+        if ceiling is not None and offer in ceiling.offers:
+            numbers |= {n: self.number(n, offer) for n in ("expected_cost", "cost_ceiling")}
+        return numbers
+
+    def expressions(self, offer: int) -> dict[str, Any]:
+        """The amounts that are expressions, each with its text, its value and what it read."""
+        if not self.known:
+            return {}
+        policy = self.of.policy
+        found = {n: amount.formula(offer) for n, amount in self.of.catalogue.amounts.items()}
+        if policy.retention is not None and offer in policy.retention.offers:
+            found["churn_probability"] = policy.retention.churn_probability
+            found["clv"] = policy.retention.clv
+        if policy.ceiling is not None and offer in policy.ceiling.offers:
+            found["clv"] = policy.ceiling.clv
+        get = self.frame.lookup(slice(offer, offer + 1))
+        said = {
+            name: {
+                "text": formula.text,
+                "value": plain(formula.evaluate(get)),
+                "inputs": {column: plain(get(column)) for column in sorted(formula.columns)},
+            }
+            for name, formula in found.items()
+            if formula is not None
+        }
+        said["objective"] = {
+            "text": policy.objective.text,
+            "value": self.number("objective", offer),
+            "inputs": {
+                name: self.number(name, offer) if name in b.VALUE_COLUMNS else plain(get(name))
+                for name in sorted(policy.objective.columns)
+            },
+        }
+        return said
 
     def value(self, offer: int) -> dict[str, Any]:
-        numbers = self.numbers(offer)
-        odd = [name for name in numbers if numbers[name] is None and name != "priority"]
-        odd += [n for n in ("incentive_cost", "contact_cost") if (numbers[n] or 0) < 0]
-        passed = self.fate(offer) != b.UNKNOWN_VALUE
-        # expected_profit is unknown because something before it is: name the cause alone.
-        causes = [name for name in odd if name not in ("expected_profit", "objective")] or odd
-        reason = "every amount is known" if passed else "; ".join(
-            f"{name} is unknown" if numbers[name] is None else f"{name} is negative"
-            for name in causes
-        )  # fmt: skip
+        fate = self.fate(offer)
+        if fate == b.UNKNOWN_VALUE:
+            reason = self._unknown_value(offer)
+        elif fate == b.OVER_CEILING:
+            cost, ceiling = self.number("expected_cost", offer), self.number("cost_ceiling", offer)
+            reason = "clv is unknown, and contacting may cost no more than a share of it"
+            if ceiling is not None:
+                reason = f"expected cost {cost:.2f} is over {ceiling:.2f}, "
+                reason += "the share of clv that it may cost"
+        else:
+            reason = "every amount is known"
+        passed = fate not in (b.UNKNOWN_VALUE, b.OVER_CEILING)
         return {"step": "value", "passed": passed, "reason": reason}
+
+    def _unknown_value(self, offer: int) -> str:
+        numbers = self.numbers(offer)
+        said = self.expressions(offer)
+        for name in SHARES:
+            share = said.get(name, {}).get("value")
+            if share is not None and not 0 <= share <= 1:
+                return f"{name} is {_shown(share)}, which is not between 0 and 1"
+        costs = ("incentive_cost", "contact_cost")
+        # What is computed is unknown because something before it is: name the cause alone.
+        computed = ("expected_profit", "objective")
+        later = (*computed, "priority", "subsidy_leak", "expected_cost", "cost_ceiling")
+        odd = [name for name in numbers if numbers[name] is None and name not in later]
+        odd += [name for name in costs if (numbers[name] or 0) < 0]
+        return "; ".join(
+            f"{name} is unknown" if numbers[name] is None else f"{name} is negative"
+            for name in odd or [name for name in computed if numbers[name] is None]
+        )
 
     def arbitration(self, offer: int) -> dict[str, Any]:
         fate = self.fate(offer)
@@ -232,18 +300,21 @@ class _Case:
         )  # fmt: skip
         money = f"expected profit {profit}: margin {margin} less incentive {incentive} per response"
         money += f", less {contact_cost} to contact"
+        if numbers.get("baseline_rate"):
+            anyway = numbers["baseline_rate"] * numbers["margin"]
+            money += f", less {anyway:.2f} of margin that would come anyway"
         money += f", plus {kept} for keeping the customer" if numbers["retention_value"] else ""
         reasons = [f"{numbers['propensity']:.1%} chance of a response{within}", money]
         reasons += [
             f"lever × {lever.multiplier:g} until {_time(lever.until)}: {lever.reason}"
             for lever, offers in self.of.policy.levers
-            if _concerns(offers, offer) and utc(self.of.situation.decided_at) < lever.until
+            if concerns(offers, offer) and utc(self.of.situation.decided_at) < lever.until
         ]
         get = self.frame.lookup(slice(offer, offer + 1))
         reasons += [
             f'context weight "{weight.name}" × {weight.multiplier:g}'
             for weight, rule, offers in self.of.policy.context_weights
-            if _concerns(offers, offer) and bool(np.asarray(rule.satisfied(get)).item())
+            if concerns(offers, offer) and bool(np.asarray(rule.satisfied(get)).item())
         ]
         return [*reasons, self._against_the_next(offer)]
 
@@ -264,10 +335,6 @@ def _shown(value: Any) -> str:
     if value is None:
         return "unknown"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _concerns(offers: Positions, offer: int) -> bool:
-    return isinstance(offers, slice) or offer in offers
 
 
 def _offers(case: _Case) -> list[dict[str, Any]]:
@@ -316,7 +383,8 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
     """Every offer's fate at every step for one customer, JSON-able.
 
     Each offer lists the steps that it passed and the one that removed it, with every rule's text,
-    its clauses' outcomes and the values they saw, and the numbers behind its priority.
+    its clauses' outcomes and the values they saw, the numbers behind its priority, and for every
+    amount that is an expression its text and the values that it read.
     """
     case = _Case(decisions, row)
     at = decisions.situation
@@ -332,6 +400,7 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
                 "fate": {"step": step, "reason": reason},
                 "steps": case.steps(offer),
                 "numbers": case.numbers(offer),
+                "expressions": case.expressions(offer),
             }
         )
     made = _offers(case)

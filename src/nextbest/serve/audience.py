@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from nextbest.decide.frame import Audience
 from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.trace import plain
 from nextbest.serve.bundle import Bundle
+from nextbest.serve.records import Contacts, Outcomes
 from nextbest.serve.store import Store
 
-__all__ = ["Shaper", "contact_history", "known_columns"]
+__all__ = ["Past", "Shaper", "known_columns", "past_of"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -57,25 +59,54 @@ def known_columns(bundle: Bundle) -> dict[str, Column]:
     }
 
 
-def contact_history(
-    store: Store | None, customer_ids: Sequence[str], offer_ids: Sequence[str]
-) -> ContactHistory:
-    """Return what the store knows of contacts with these customers, and of their answers."""
-    if store is None:
-        return ContactHistory.empty()
-    contacts, outcomes = store.history(customer_ids)
-    told = [i for i, name in enumerate(outcomes.types) if name in _KINDS]
-    if not contacts.at and not told:
-        return ContactHistory.empty()
-    return ContactHistory.build(
-        customer_ids,
-        offer_ids,
-        customer_id=[*contacts.customer_ids, *(outcomes.customer_ids[i] for i in told)],
-        offer_id=[*contacts.offer_ids, *(outcomes.offer_ids[i] for i in told)],
-        channel=[*contacts.channels, *(outcomes.channels[i] for i in told)],
-        time=np.array([*contacts.at, *(outcomes.at[i] for i in told)], dtype="datetime64[us]"),
-        kind=["contact"] * len(contacts.at) + [_KINDS[outcomes.types[i]] for i in told],
-    )
+@dataclass(frozen=True)
+class Past:
+    """What the store knew, at one moment, of contacts with some customers and of their answers."""
+
+    contacts: Contacts = field(default_factory=Contacts)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+
+    def rows(self, customer_ids: Sequence[str]) -> dict[str, int]:
+        """How many rows there were of each customer, for `Store.record_decisions`."""
+        found = Counter(self.contacts.customer_ids) + Counter(self.outcomes.customer_ids)
+        return {customer_id: found[customer_id] for customer_id in customer_ids}
+
+    def without(self, decision_ids: Collection[str]) -> Past:
+        """The same without some decisions and what came of them."""
+        own = frozenset(decision_ids)
+        return Past(_without(self.contacts, own), _without(self.outcomes, own))
+
+    def history(self, customer_ids: Sequence[str], offer_ids: Sequence[str]) -> ContactHistory:
+        """As the contact policy reads it: outcomes that say neither yes nor no are left out."""
+        contacts, outcomes = self.contacts, self.outcomes
+        told = [i for i, name in enumerate(outcomes.types) if name in _KINDS]
+        if not contacts.at and not told:
+            return ContactHistory.empty()
+        return ContactHistory.build(
+            customer_ids,
+            offer_ids,
+            customer_id=[*contacts.customer_ids, *(outcomes.customer_ids[i] for i in told)],
+            offer_id=[*contacts.offer_ids, *(outcomes.offer_ids[i] for i in told)],
+            channel=[*contacts.channels, *(outcomes.channels[i] for i in told)],
+            time=np.array([*contacts.at, *(outcomes.at[i] for i in told)], dtype="datetime64[us]"),
+            kind=["contact"] * len(contacts.at) + [_KINDS[outcomes.types[i]] for i in told],
+        )
+
+
+Told = TypeVar("Told", Contacts, Outcomes)
+
+
+def _without(told: Told, decision_ids: frozenset[str]) -> Told:
+    if not decision_ids.intersection(told.decision_ids):
+        return told
+    kept = [i for i, decision_id in enumerate(told.decision_ids) if decision_id not in decision_ids]
+    columns = {f.name: getattr(told, f.name) for f in fields(told)}
+    return type(told)(**{name: tuple(column[i] for i in kept) for name, column in columns.items()})
+
+
+def past_of(store: Store | None, customer_ids: Sequence[str]) -> Past:
+    """Return what the store knows of these customers; without a store nothing has happened."""
+    return Past() if store is None else Past(*store.history(customer_ids))
 
 
 @dataclass(frozen=True)

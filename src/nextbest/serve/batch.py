@@ -22,9 +22,11 @@ from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
-from nextbest.serve.decisions import decide_for, record_of
+from nextbest.serve.audience import Past, past_of
+from nextbest.serve.decisions import ATTEMPTS, decide_for, record_of
+from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
-from nextbest.serve.store import Store
+from nextbest.serve.store import HistoryChangedError, Store
 
 __all__ = ["BatchSummary", "decide_batch", "situation_for"]
 
@@ -45,7 +47,10 @@ class BatchSummary:
 
     Attributes
     ----------
-    batch_id : the same question to the same bundle, catalogue and policy has the same id.
+    batch_id : the same question to the same bundle, catalogue and policy, with the same contacts
+        before it, has the same id.
+    recorded, recorded_before : decisions that this run added to the store, and that an earlier run
+        of the same batch had added.
     file : where the decisions are; None where none was asked for.
     offers : how many customers got each offer (in any slot).
     expected_profit : sum over all offers made, in the shop's currency.
@@ -60,6 +65,8 @@ class BatchSummary:
     with_offer: int = 0
     no_offer: int = 0
     rows: int = 0
+    recorded: int = 0
+    recorded_before: int = 0
     expected_profit: float = 0.0
     offers: dict[str, int] = field(default_factory=dict)
     arms: dict[str, int] = field(default_factory=dict)
@@ -133,12 +140,13 @@ def decide_batch(
     customer_ids : whom to decide for; None for every customer with a profile.
     store : past contacts and answers, for the contact policy; None means that there were none.
     record : also keep every decision in the store, so that it counts as a contact and outcomes
-        can be reported for it.
+        can be reported for it. A repeated or resumed batch records each decision once.
     progress : called with the number of customers done and in all.
 
     Raises
     ------
-    UsageError: the file's name or place cannot be used.
+    UsageError: the file's name or place cannot be used; or the same question was recorded before,
+        when other contacts came before it.
     StoreError: the file or the store cannot be written.
     """
     profiles = state.bundle.profiles
@@ -150,31 +158,88 @@ def decide_batch(
         **vars(situation),
         "decided_at": utc(situation.decided_at).isoformat(),
     }
-    batch_id = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    question = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    parts = [
+        profiles.ids(slice(start, min(start + CHUNK, total)))
+        if customer_ids is None
+        else customer_ids[start : start + CHUNK]
+        for start in range(0, max(total, 1), CHUNK)  # once for nobody: a file has columns
+    ]
+    batch_id = _batch_id(question, store, parts, situation.decided_at)
+    batch = _Batch(state, situation, store, question, batch_id)
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     with _writer(out) as write:
-        for start in range(0, max(total, 1), CHUNK):  # once for nobody: a file has columns
-            rows = slice(start, min(start + CHUNK, total))
-            ids = profiles.ids(rows) if customer_ids is None else customer_ids[rows]
-            decision_ids = [_decision_id(batch_id, customer_id) for customer_id in ids]
-            decisions = decide_for(state, store, ids, situation, decision_ids)
-            if record and store is not None:
-                store.record_decisions(
-                    [
-                        record_of(state, decisions, row, {"batch_id": batch_id}, batch_id)
-                        for row in range(len(decisions))
-                    ]
-                )
+        for ids in parts:
+            decisions = batch.recorded(ids, summary) if record else batch.decide(ids)[0]
             table = decisions.table()
             write(table)
             _add(summary, decisions, table)
             if progress is not None:
-                progress(rows.stop, total)
+                progress(summary.customers, total)
     return summary
 
 
-def _decision_id(batch_id: str, customer_id: str) -> str:
-    digest = hashlib.sha256(f"{batch_id}\x1f{customer_id}".encode()).digest()
+def _batch_id(
+    question: str, store: Store | None, parts: Sequence[Sequence[str]], decided_at: datetime
+) -> str:
+    """Hash the question and what had happened before it, the batch's own decisions apart."""
+    digest = hashlib.sha256(question.encode())
+    until = naive_utc(decided_at)
+    for ids in parts if store is not None else ():
+        past = past_of(store, ids).without([_decision_id(question, one) for one in ids])
+        for told in (past.contacts, past.outcomes):
+            for event in sorted(zip(*vars(told).values(), strict=True), key=repr):
+                if event[-2] <= until:
+                    digest.update(repr(event).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One question to many customers, asked in parts."""
+
+    state: State
+    situation: Situation
+    store: Store | None
+    question: str
+    batch_id: str
+
+    def decide(self, ids: Sequence[str]) -> tuple[Decisions, Past]:
+        """Decide for some customers; return what was known of them, too."""
+        decision_ids = [_decision_id(self.question, customer_id) for customer_id in ids]
+        past = past_of(self.store, ids)
+        before = past.without(decision_ids)  # an earlier run's decisions do not hold this one back
+        return decide_for(self.state, None, ids, self.situation, decision_ids, before), past
+
+    def recorded(self, ids: Sequence[str], summary: BatchSummary) -> Decisions:
+        """Decide and keep what an earlier run of this batch has not kept."""
+        if self.store is None:
+            raise UsageError("record", "there is no store to record in")
+        for _ in range(ATTEMPTS):
+            decisions, past = self.decide(ids)
+            kept = self.store.request_hashes(decisions.decision_ids)
+            if set(kept.values()) - {self.batch_id}:
+                raise UsageError(
+                    "--record",
+                    "the same question was recorded before, when other contacts came before it",
+                    action="Decide for another moment; what was recorded stands",
+                )
+            new = [row for row, one in enumerate(decisions.decision_ids) if one not in kept]
+            request = {"batch_id": self.batch_id}
+            records = [record_of(self.state, decisions, row, request, self.batch_id) for row in new]
+            try:
+                self.store.record_decisions(records, past.rows([ids[row] for row in new]))
+            except HistoryChangedError:
+                continue
+            summary.recorded += len(new)
+            summary.recorded_before += len(kept)
+            return decisions
+        what = "other processes decide for the same customers without a pause"
+        raise StoreError("store", what, action="Try again")
+
+
+def _decision_id(question: str, customer_id: str) -> str:
+    digest = hashlib.sha256(f"{question}\x1f{customer_id}".encode()).digest()
     return str(UUID(bytes=digest[:16], version=5))
 
 

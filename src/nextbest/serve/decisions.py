@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,21 +16,23 @@ from uuid import UUID
 from nextbest.decide.engine import Decisions, decide
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import plain
-from nextbest.errors import did_you_mean
-from nextbest.serve.audience import contact_history
+from nextbest.errors import StoreError, did_you_mean
+from nextbest.serve.audience import Past, past_of
 from nextbest.serve.bundle import SCORES
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest, DecisionRequest
-from nextbest.serve.store import Store
+from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
-__all__ = ["Decider", "decide_for", "new_decision_id", "record_of"]
+__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id", "record_of"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
 _STRIPES = 1_024
+# Each time that we must decide again, somebody else has decided for the same customer.
+ATTEMPTS = 100
 Question = DecisionRequest | BatchRequest
 
 
@@ -48,9 +50,14 @@ def decide_for(
     customer_ids: Sequence[str],
     situation: Situation,
     decision_ids: Sequence[str],
+    past: Past | None = None,
 ) -> Decisions:
-    """Decide for customers with all that is known of them; online and batch both call this."""
-    contacts = contact_history(store, customer_ids, state.shaper.offer_ids)
+    """Decide for customers with all that is known of them; online and batch both call this.
+
+    ``past`` is what was read of the store already; without it, it is read here.
+    """
+    past = past_of(store, customer_ids) if past is None else past
+    contacts = past.history(customer_ids, state.shaper.offer_ids)
     audience = state.shaper.audience(customer_ids, contacts)
     return decide(audience, state.catalogue, state.policy, situation, decision_ids)
 
@@ -181,28 +188,45 @@ class Decider:
     def _decide(
         self, question: Question, customer_ids: Sequence[str], keys: Sequence[str | None]
     ) -> list[dict[str, Any]]:
-        state, store = self._runtime.state(), self._runtime.store()
         request = question.model_dump(mode="json", exclude={"idempotency_key"})
         request_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-        # Reading past contacts and adding one is a single step for each customer, so that
-        # simultaneous requests to this process cannot pass a cap together.
+        # Requests to this process about one customer wait for each other. Those to other processes
+        # do not: whoever finds at the end that one of them was faster decides again.
         with self._one_at_a_time(customer_ids):
-            if keys[0] is not None:
-                earlier = store.decisions_by_keys([key for key in keys if key is not None])
-                if earlier:
-                    found = [earlier.get(key or "") for key in keys]
-                    return self._repeated(question, request_hash, found)
-            situation = situation_of(state, question, state.moment(self._runtime.clock))
-            ids = [new_decision_id() for _ in customer_ids]
-            with self._metrics.stage("decide"):
-                decisions = decide_for(state, store, customer_ids, situation, ids)
-            with self._metrics.stage("explain"):
-                records = [
-                    record_of(state, decisions, row, request, request_hash, key)
-                    for row, key in enumerate(keys)
-                ]
-            with self._metrics.stage("store"):
-                kept = store.record_decisions(records)
+            for _ in range(ATTEMPTS):
+                with suppress(HistoryChangedError):
+                    return self._decide_once(question, customer_ids, keys, request, request_hash)
+        what = "other processes decide for the same customers without a pause"
+        raise StoreError("store", what, action="Try again")
+
+    def _decide_once(
+        self,
+        question: Question,
+        customer_ids: Sequence[str],
+        keys: Sequence[str | None],
+        request: Mapping[str, Any],
+        request_hash: str,
+    ) -> list[dict[str, Any]]:
+        state, store = self._runtime.state(), self._runtime.store()
+        if keys[0] is not None:
+            earlier = store.decisions_by_keys([key for key in keys if key is not None])
+            if earlier:
+                found = [earlier.get(key or "") for key in keys]
+                return self._repeated(question, request_hash, found)
+        past = past_of(store, customer_ids)
+        # Only now look at the clock: no contact that another process made may lie in the future.
+        situation = situation_of(state, question, state.moment(self._runtime.clock))
+        ids = [new_decision_id() for _ in customer_ids]
+        with self._metrics.stage("decide"):
+            decisions = decide_for(state, store, customer_ids, situation, ids, past)
+        with self._metrics.stage("explain"):
+            records = [
+                record_of(state, decisions, row, request, request_hash, key)
+                for row, key in enumerate(keys)
+            ]
+        seen = past.rows(customer_ids) if state.policy.limits else None
+        with self._metrics.stage("store"):
+            kept = store.record_decisions(records, seen)
         if any(one.decision_id != own for one, own in zip(kept, ids, strict=True)):
             return self._repeated(question, request_hash, kept)  # another server was first
         self._count(state, records)

@@ -116,6 +116,7 @@ class Contacts:
     offer_ids: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     at: tuple[datetime, ...] = ()
+    decision_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Outcomes:
     channels: tuple[str | None, ...] = ()
     types: tuple[str, ...] = ()
     at: tuple[datetime, ...] = ()
+    decision_ids: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)

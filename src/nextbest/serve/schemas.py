@@ -118,8 +118,8 @@ class _Question(_Request):
     context: dict[Id, Scalar] = Field(
         default_factory=dict,
         max_length=MAX_CONTEXT,
-        description="Facts of this moment that rules may use (`context.<name>`); text, numbers, "
-        "true, false or null.",
+        description="Facts of this moment, by the names that `[context]` of the policy "
+        "declares; rules use them by that name. Text, numbers, true, false or null.",
         examples=[{"weather": "rain", "basket_value": 41.5}],
     )
     limit: int = Field(default=1, ge=1, le=MAX_LIMIT, description="Offers wanted at most.")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ from nextbest.serve.records import (
 )
 from nextbest.serve.writer import GroupWriter, WriterClosedError, WriterFullError
 
-__all__ = ["Store"]
+__all__ = ["HistoryChangedError", "Store"]
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 5_000
@@ -97,6 +98,10 @@ _KEYS = sa.Table(
 )
 
 
+class HistoryChangedError(Exception):
+    """Somebody recorded something about a customer after we had read what was known."""
+
+
 class Store:
     """Decisions, outcomes and API keys behind one door; safe to share between threads.
 
@@ -139,15 +144,35 @@ class Store:
 
     # --- decisions ---------------------------------------------------------------------------
 
-    def record_decisions(self, records: Sequence[DecisionRecord]) -> list[StoredDecision]:
+    def record_decisions(
+        self, records: Sequence[DecisionRecord], seen: Mapping[str, int] | None = None
+    ) -> list[StoredDecision]:
         """Keep decisions, all or none, and return what the store now holds for each.
 
         Where an idempotency key was already taken the earlier decision comes back instead: its
         ``decision_id`` differs from the one offered and its ``request_hash`` tells whether the
         question was the same.
+
+        Parameters
+        ----------
+        seen: number of rows (contacts and outcomes) that `history` gave for each customer. Where
+            another process has added one since, nothing is kept; None does not look.
+
+        Raises
+        ------
+        HistoryChangedError: decide again, with what is known now.
         """
         rows = [record.row() for record in records]
-        return self._write(lambda to: _keep_decisions(to, self._insert, records, rows))
+
+        def keep(to: sa.Connection) -> list[StoredDecision] | None:
+            if seen is not None and _rows_about(to, list(seen)) != Counter(seen):
+                return None
+            return _keep_decisions(to, self._insert, records, rows)
+
+        kept = self._write(keep)
+        if kept is None:
+            raise HistoryChangedError
+        return kept
 
     def decision(self, decision_id: str) -> StoredDecision | None:
         """Return one stored decision, or None."""
@@ -160,6 +185,13 @@ class Store:
         """Return the decisions made under these idempotency keys, by key."""
         with self._read() as connection:
             return _by_key(connection, keys)
+
+    def request_hashes(self, decision_ids: Sequence[str]) -> dict[str, str]:
+        """Return, for each decision that is kept, the hash of the question that it answers."""
+        query = sa.select(_DECISIONS.c.decision_id, _DECISIONS.c.request_hash)
+        with self._read() as connection:
+            found = _rows_in(connection, query, _DECISIONS.c.decision_id, decision_ids)
+            return {row.decision_id: row.request_hash for row in found}
 
     def chosen(self, decision_ids: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Return, for each known decision, its customer and the offers it chose by rank."""
@@ -182,6 +214,7 @@ class Store:
             _CONTACTS.c.offer_id,
             _CONTACTS.c.channel,
             _CONTACTS.c.contacted_at,
+            _CONTACTS.c.decision_id,
         ).order_by(_CONTACTS.c.contacted_at, _CONTACTS.c.decision_id, _CONTACTS.c.rank)
         outcomes = (
             sa.select(
@@ -190,6 +223,7 @@ class Store:
                 _DECISIONS.c.channel,
                 _OUTCOMES.c.outcome_type,
                 _OUTCOMES.c.occurred_at,
+                _OUTCOMES.c.decision_id,
             )
             .outerjoin(_DECISIONS, _DECISIONS.c.decision_id == _OUTCOMES.c.decision_id)
             .order_by(_OUTCOMES.c.occurred_at, _OUTCOMES.c.outcome_id)
@@ -197,7 +231,7 @@ class Store:
         with self._read() as connection:
             said = list(_rows_in(connection, contacts, _CONTACTS.c.customer_id, customer_ids))
             seen = list(_rows_in(connection, outcomes, _OUTCOMES.c.customer_id, customer_ids))
-        return Contacts(*_columns(said, 4)), Outcomes(*_columns(seen, 5))
+        return Contacts(*_columns(said, 5)), Outcomes(*_columns(seen, 6))
 
     # --- outcomes ----------------------------------------------------------------------------
 
@@ -402,6 +436,20 @@ def _rows_in(
 
 def _columns(rows: Sequence[Any], width: int) -> tuple[tuple[Any, ...], ...]:
     return tuple(zip(*rows, strict=True)) if rows else ((),) * width
+
+
+def _rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counter[str]:
+    """Return how many contacts and outcomes there are of each customer.
+
+    Inside a write transaction this stays true until it commits: SQLite has one writer at a time.
+    """
+    rows: Counter[str] = Counter()
+    for table in (_CONTACTS, _OUTCOMES):
+        column = table.c.customer_id
+        query = sa.select(column, sa.func.count().label("n")).group_by(column)
+        for row in _rows_in(connection, query, column, customer_ids):
+            rows[row.customer_id] += row.n
+    return rows
 
 
 def _keep_decisions(
