@@ -184,7 +184,7 @@ class BuysCategory:
                 expected="a category for each line",
                 action="Return it from training/sources.py.",
             )
-        t = t.filter(t.category == self.category, t.amount >= 0)
+        t = t.filter(t.category == self.category, t.amount > 0)
         if not t.count().execute():
             known = history.tables["transactions"].category.topk(20).to_pandas().iloc[:, 0]
             raise DataError(
