@@ -88,8 +88,8 @@ def scored(
     calibrator = calibration.choose(blocks, model.calibration, level_learned=level).calibrator
     raw = estimator.predict_proba(encoder.transform(test[columns]))[:, 1]
     keys = test[["customer_id", "offer_id", "as_of", "label_end", "label"]]
-    # The campaign type's rate alone is the rule with a prior that no customer's history moves.
-    type_rate = TypeRateTimesHistory(prior_contacts=1e12)
+    # The campaign type's rate alone is the rule with a prior too heavy for history to break a tie.
+    type_rate = TypeRateTimesHistory(prior_contacts=1e30)
     rules = {"baseline": model.baseline, "type_rate": type_rate}
     rated = {name: rule.fit(train, y).score(test) for name, rule in rules.items()}
     return keys.assign(score=calibrator.apply(raw), **rated)
