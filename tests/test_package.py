@@ -17,11 +17,12 @@ from nextbest.project import ROOMS
 SRC = Path(nextbest.__file__).parents[1]
 
 PUBLIC = [
-    "BetaGeoNBD", "Block", "CustomerLifetimeValue", "Feature", "FeatureGroup", "FutureValue",
-    "GammaGamma", "Model", "ModifiedBetaGeoNBD", "NextbestError", "NoPurchase", "ParetoNBD",
-    "Past", "Response", "RunRate", "SignedLog1p", "SingleFeature", "TopShareOfValue",
-    "TypeRateTimesHistory", "__version__", "blend", "create_app", "feature_group", "linear",
-    "select", "summarise", "total",
+    "BetaGeoNBD", "Block", "BuysCategory", "CustomerLifetimeValue", "Examples", "Feature",
+    "FeatureGroup", "FutureValue", "GammaGamma", "History", "Label", "Model", "ModifiedBetaGeoNBD",
+    "NextbestError", "NoPurchase", "ParetoNBD", "Past", "Response", "RunRate", "SignedLog1p",
+    "SingleFeature", "TopShareOfValue", "TypeRateTimesHistory", "__version__", "average", "blend",
+    "create_app", "days_between", "deviation", "feature_group", "linear", "select", "summarise",
+    "total",
 ]  # fmt: skip
 
 HEAVY = (

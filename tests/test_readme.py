@@ -348,9 +348,9 @@ def test_a_wrong_setting_would_be_found(guided: Path, tmp_path: Path) -> None:
 def test_the_guide_adds_two_models_without_a_fault(guided: Path) -> None:
     project = Project.open(guided)
     assert faults_of(guided) == []
-    assert {"pause", "cosmetics"} <= set(project.models)
-    assert {"pause_probability", "cosmetics_probability"} <= set(project.score_columns())
-    ten = next(b for b in blocks("python") if b.file == "models/pause.py")
+    assert {"cosmetics", "winback"} <= set(project.models)
+    assert {"cosmetics_probability", "winback_probability"} <= set(project.score_columns())
+    ten = next(b for b in blocks("python") if b.file == "models/cosmetics.py")
     assert len([line for line in ten.text.splitlines()[1:] if line.strip()]) <= 10
 
 
@@ -392,7 +392,26 @@ def test_the_guides_label_and_features_are_right(guided: Path) -> None:
     assert rows["days_since_cosmetics"]["b"] == 20.5
     assert np.isnan(rows["days_since_cosmetics"]["a"])
     assert sum(snapshot.left_out.values()) == 4  # all four are active at the late moment
-    assert model.label.meaning == "buys cosmetics in the next 30 days"
+    assert model.label.meaning == 'buys from the category "COSMETICS" in the next 30 days'
+
+
+def test_the_guides_own_label_asks_about_the_quiet_and_counts_who_comes_back(
+    guided: Path,
+) -> None:
+    label, history = Project.open(guided).model("winback").label, small_history()
+    # By 25 April the last purchases of "a", "b" and "d" are 41, 51 and 46 days old, and all buy no
+    # more. On 3 April only that of "c" is older than 40 days, and "c" buys on the 15th.
+    quiet = type(label)(quiet_days=40, horizon_days=30)
+    early, later, late = (datetime(2020, 4, 3), datetime(2020, 4, 25), datetime(2020, 5, 20))
+    found = quiet.examples(history, [early, later, late])
+    rows = found.table.to_pandas().set_index(["customer_id", "as_of"])["label"]
+    assert {(c, t.to_pydatetime()): y for (c, t), y in rows.items()} == {
+        ("c", early): 1.0, ("a", later): 0.0, ("b", later): 0.0, ("d", later): 0.0,
+    }  # fmt: skip
+    for moment, asked in ((early, {"c"}), (later, {"a", "b", "d"}), (late, {"a", "b", "d"})):
+        people = quiet.population(history, moment).to_pandas()["customer_id"]
+        assert set(people) == asked
+    assert sum(found.left_out.values()) == 3  # the window of the last moment runs past the data
 
 
 def test_tables_from_another_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

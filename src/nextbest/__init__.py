@@ -10,17 +10,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nextbest.data.contract import History
     from nextbest.data.features import (
         Block,
         Feature,
         FeatureGroup,
         Past,
+        average,
+        days_between,
+        deviation,
         feature_group,
         select,
         summarise,
         total,
     )
-    from nextbest.data.labels import FutureValue, NoPurchase, Response, TopShareOfValue
+    from nextbest.data.labels import (
+        BuysCategory,
+        Examples,
+        FutureValue,
+        Label,
+        NoPurchase,
+        Response,
+        TopShareOfValue,
+    )
     from nextbest.errors import NextbestError
     from nextbest.learn.baselines import RunRate, SingleFeature, TypeRateTimesHistory
     from nextbest.learn.clv import (
@@ -39,11 +51,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "BetaGeoNBD": "nextbest.learn.clv",
     "Block": "nextbest.data.features",
+    "BuysCategory": "nextbest.data.labels",
     "CustomerLifetimeValue": "nextbest.learn.clv",
+    "Examples": "nextbest.data.labels",
     "Feature": "nextbest.data.features",
     "FeatureGroup": "nextbest.data.features",
     "FutureValue": "nextbest.data.labels",
     "GammaGamma": "nextbest.learn.clv",
+    "History": "nextbest.data.contract",
+    "Label": "nextbest.data.labels",
     "Model": "nextbest.learn.model",
     "ModifiedBetaGeoNBD": "nextbest.learn.clv",
     "NextbestError": "nextbest.errors",
@@ -56,8 +72,11 @@ _HOMES = {
     "SingleFeature": "nextbest.learn.baselines",
     "TopShareOfValue": "nextbest.data.labels",
     "TypeRateTimesHistory": "nextbest.learn.baselines",
+    "average": "nextbest.data.features",
     "blend": "nextbest.learn.estimators",
     "create_app": "nextbest.serve",
+    "days_between": "nextbest.data.features",
+    "deviation": "nextbest.data.features",
     "feature_group": "nextbest.data.features",
     "linear": "nextbest.learn.estimators",
     "select": "nextbest.data.features",
@@ -68,11 +87,15 @@ _HOMES = {
 __all__ = [
     "BetaGeoNBD",
     "Block",
+    "BuysCategory",
     "CustomerLifetimeValue",
+    "Examples",
     "Feature",
     "FeatureGroup",
     "FutureValue",
     "GammaGamma",
+    "History",
+    "Label",
     "Model",
     "ModifiedBetaGeoNBD",
     "NextbestError",
@@ -86,8 +109,11 @@ __all__ = [
     "TopShareOfValue",
     "TypeRateTimesHistory",
     "__version__",
+    "average",
     "blend",
     "create_app",
+    "days_between",
+    "deviation",
     "feature_group",
     "linear",
     "select",

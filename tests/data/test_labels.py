@@ -16,6 +16,7 @@ from nextbest.data.labels import (
     CLOSED,
     IMMATURE,
     LEFT_TRUNCATED,
+    BuysCategory,
     Examples,
     FutureValue,
     Label,
@@ -90,6 +91,40 @@ def test_churn_is_recounted(world: World, history: History, horizon: int, active
         {(c, t): future(world, c, t, horizon)[1] for c, t in expected}, abs=1e-6
     )
     assert found.left_out == {}
+
+
+@pytest.mark.parametrize("active_days", [30, None])
+def test_buying_from_a_category_is_recounted(
+    world: World, history: History, active_days: int | None
+) -> None:
+    found = BuysCategory("wine", 10, active_days).examples(history, [*AS_OF, UNTIL - 9 * DAY])
+    expected = {
+        (c, t): float(any(
+            r["customer_id"] == c and r["category"] == "wine" and r["amount"] > 0
+            and t <= r["ordered_at"] < t + 10 * DAY
+            for r in world["transactions"]
+        ))
+        for t in AS_OF
+        for c in active(world, t, active_days)
+    }  # fmt: skip
+    assert by_key(found) == expected
+    assert set(expected.values()) == {0.0, 1.0}
+    assert by_key(found, "label_end") == {k: k[-1] + 10 * DAY for k in expected}
+    assert list(found.left_out.values()) == [len(active(world, UNTIL - 9 * DAY, active_days))]
+
+
+def test_a_category_that_nobody_bought_from_is_refused(history: History) -> None:
+    with pytest.raises(DataError, match=r'no purchase has the category "wines".*"wine"'):
+        BuysCategory("wines").examples(history, AS_OF)
+
+
+def test_churn_may_ask_about_everybody_who_ever_bought(world: World, history: History) -> None:
+    label = NoPurchase(7, active_days=None)
+    expected = {
+        (c, t): float(future(world, c, t, 7)[0] == 0) for t in AS_OF for c in active(world, t, None)
+    }
+    assert by_key(label.examples(history, AS_OF)) == expected
+    assert "who bought before" in label.meaning
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.75])

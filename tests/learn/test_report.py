@@ -16,7 +16,7 @@ import small_models as small
 from matplotlib.image import imread
 
 from nextbest.data.features import Feature, Unavailable
-from nextbest.data.labels import FutureValue, NoPurchase
+from nextbest.data.labels import FutureValue, NoPurchase, TopShareOfValue
 from nextbest.learn import artifact, evidence
 from nextbest.learn.baselines import RunRate, SingleFeature
 from nextbest.learn.clv import BetaGeoNBD, CustomerLifetimeValue, GammaGamma
@@ -211,6 +211,21 @@ def test_a_value_models_card_lists_what_it_learned(value: Evidence) -> None:
     for name, fitted in value.learned.items():
         assert f"| {name} | {fitted:.5g} |" in card
     assert {n.partition(".")[0] for n in value.learned} == {"BetaGeoNBD", "GammaGamma"}
+
+
+def test_only_a_model_of_high_value_says_who_is_becoming_so(probability: Evidence) -> None:
+    assert "becoming" not in model_card(result(), probability)
+    plain = result()
+    label = TopShareOfValue(horizon_days=90, share=0.25, active_days=90)
+    card = model_card(replace(plain, model=replace(plain.model, label=label)), probability)
+    rows = re.findall(r"^\| (is|becoming|slipping): .* by recency \| (\d+) \| ", card, flags=re.M)
+    counts = {name: int(n) for name, n in rows}
+    top = len(probability.rows) // 4
+    assert counts["is"] + counts["becoming"] == counts["is"] + counts["slipping"] == top
+    scores = probability.rows["score"].to_numpy()
+    past = probability.rows["baseline"].to_numpy()
+    both = set(np.argsort(-scores, kind="stable")[:top]) & set(np.argsort(-past)[:top])
+    assert counts["is"] == len(both)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ibis import _
 
 from nextbest.data.contract import History
 from nextbest.data.features import Entity, total
-from nextbest.errors import DataError
+from nextbest.errors import DataError, did_you_mean
 
 IMMATURE = "immature: the label window runs past the data"
 LEFT_TRUNCATED = "left-truncated: the label window opens before the data"
@@ -117,18 +117,19 @@ class NoPurchase:
     Parameters
     ----------
     horizon_days : length of the label window in days.
-    active_days : only customers with a purchase in the last so many days are asked about.
+    active_days : only customers with a purchase in the last so many days are asked about; None
+        asks about everyone who has bought before.
     """
 
     horizon_days: int = 60
-    active_days: int = 90
+    active_days: int | None = 90
     entity: Entity = "customer"
 
     @property
     def meaning(self) -> str:
+        asked = f" in the last {self.active_days}" if self.active_days is not None else " before"
         return (
-            f"no purchase in the next {self.horizon_days} days, "
-            f"among customers who bought in the last {self.active_days}"
+            f"no purchase in the next {self.horizon_days} days, among customers who bought{asked}"
         )
 
     def population(self, history: History, as_of: datetime) -> ir.Table:
@@ -141,6 +142,67 @@ class NoPurchase:
         out = _count_left_out(history, as_of, kept, self.active_days)
         t = _with_future(history, _active(history, kept, self.active_days), self.horizon_days)
         return Examples(t.mutate(label=(t.orders == 0).cast("float64")).drop("orders"), out)
+
+
+@dataclass(frozen=True)
+class BuysCategory:
+    """Cross-sell: the customer buys from one category in the next ``horizon_days``.
+
+    Parameters
+    ----------
+    category : as the transactions name it.
+    horizon_days : length of the label window in days.
+    active_days : only customers with a purchase in the last so many days are asked about; None
+        asks about everyone who has bought before.
+    """
+
+    category: str
+    horizon_days: int = 30
+    active_days: int | None = 90
+    entity: Entity = "customer"
+
+    @property
+    def meaning(self) -> str:
+        return f'buys from the category "{self.category}" in the next {self.horizon_days} days'
+
+    def population(self, history: History, as_of: datetime) -> ir.Table:
+        """Return the customers that the label asks about at one moment."""
+        return _active(history, [as_of], self.active_days)
+
+    def examples(self, history: History, as_of: Sequence[datetime]) -> Examples:
+        """Return the labelled moments whose window has been seen whole.
+
+        Raises
+        ------
+        DataError : the transactions have no categories, or none of that name.
+        """
+        t = history.tables["transactions"]
+        if "category" not in t.columns:
+            raise DataError(
+                "label BuysCategory",
+                'the transactions lack the column "category"',
+                expected="a category for each line",
+                action="Return it from training/sources.py.",
+            )
+        t = t.filter(t.category == self.category, t.amount > 0)
+        if not t.count().execute():
+            known = history.tables["transactions"].category.topk(20).to_pandas().iloc[:, 0]
+            raise DataError(
+                "label BuysCategory",
+                f'no purchase has the category "{self.category}"',
+                expected="one of the data's own names",
+                action=did_you_mean(self.category, [c for c in known if isinstance(c, str)]),
+            )
+        kept = _mature(as_of, self.horizon_days, history.observed_until)
+        out = _count_left_out(history, as_of, kept, self.active_days)
+        asked = _active(history, kept, self.active_days)
+        asked = asked.mutate(label_end=asked.as_of + ibis.interval(days=self.horizon_days))
+        bought = asked.inner_join(t.select("customer_id", "ordered_at"), "customer_id")
+        bought = bought.filter(_.ordered_at >= _.as_of, _.ordered_at < _.label_end)
+        bought = bought.select("customer_id", "as_of").distinct().mutate(hit=1.0)
+        both = asked.left_join(bought, ["customer_id", "as_of"])
+        table = both.select("customer_id", "as_of", "label_end", label=both.hit.fill_null(0.0))
+        return Examples(table, out)
 
 
 @dataclass(frozen=True)

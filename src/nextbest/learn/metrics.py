@@ -31,6 +31,8 @@ __all__ = [
     "Metric",
     "curves",
     "evaluate",
+    "in_top_share",
+    "is_and_becoming",
     "paired_difference",
     "point",
     "probability_metrics",
@@ -260,20 +262,59 @@ def paired_difference(
     return _interval(name, value, draws_a - draws_b, level)
 
 
+# ------------------------------------------------------------------ high value: is and becoming
+
+
+def in_top_share(values: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
+    """Return (n,) which rows are in the top ``share`` (0-1) by value; ties go to earlier rows."""
+    known = np.asarray(values, dtype=np.float64)
+    # A hair more, because 0.29 * 100 is 28.999999999999996 in floating point.
+    chosen = np.argsort(-known, kind="stable")[: int(known.size * share + 1e-9)]
+    mask = np.zeros(known.size, dtype=np.bool_)
+    mask[chosen] = True
+    return mask
+
+
+def is_and_becoming(
+    flag: npt.ArrayLike, score: npt.ArrayLike, past: npt.ArrayLike, *, share: float = TOP_SHARE
+) -> dict[str, tuple[int, Metric | None]]:
+    """Return how many of those predicted high-value are so already, and how often each is right.
+
+    Parameters: ``flag`` (n,) 1 for customers in the true top; ``score`` (n,) predictions; ``past``
+    (n,) value so far, or a score that ranks by it; ``share`` in (0, 1]. ``is``: in the top by
+    score and by the past; ``becoming``: by score alone; ``slipping``: by the past alone. Each has
+    its number of customers and the share truly in the top, with Wilson's 95% interval; None where
+    there is nobody. Raises ``DataError`` on empty input or values that are not finite.
+    """
+    truth, predicted = pair(flag, score)
+    _, before = pair(flag, past)
+    ahead, today = in_top_share(predicted, share), in_top_share(before, share)
+    groups = {"is": ahead & today, "becoming": ahead & ~today, "slipping": today & ~ahead}
+    return {
+        name: (int(g.sum()), _wilson(int(g.sum()), float(truth[g].mean())) if g.any() else None)
+        for name, g in groups.items()
+    }
+
+
+def _wilson(n: int, rate: float) -> Metric:
+    """A share of n rows with Wilson's 95% interval (Wilson 1927)."""
+    z = 1.959963984540054
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Metric(rate, float(centre - half), float(centre + half))
+
+
 # ------------------------------------------------------------------ curves as data
 
 
 def _reliability(y: Array, score: Array) -> dict[str, list[float]]:
-    """Observed rate per bin with Wilson's 95% interval (Wilson 1927)."""
+    """Observed rate per bin with its interval."""
     groups = bins(score)
     out: dict[str, list[float]] = {k: [] for k in ("mean_score", "observed", "low", "high", "rows")}
-    z = 1.959963984540054
     for k in np.unique(groups):
         inside = groups == k
-        n, rate = int(inside.sum()), float(y[inside].mean())
-        centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        figures = (float(score[inside].mean()), rate, centre - half, centre + half, float(n))
+        m = _wilson(int(inside.sum()), float(y[inside].mean()))
+        figures = (float(score[inside].mean()), m.value, m.low, m.high, float(inside.sum()))
         for name, figure in zip(out, figures, strict=True):
             out[name].append(float(figure))
     return out

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from nextbest.learn.metrics import Metric
+from nextbest.data.labels import TopShareOfValue
+from nextbest.learn.metrics import Metric, is_and_becoming
 from nextbest.learn.segments import Segment
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def model_card(result: TrainResult, kept: Evidence) -> str:
         *(f"- {'passed' if g.passed else 'FAILED'} {g.gate}: {g.message}" for g in result.gates),
         "",
         *(["**Notes.**", "", *(f"- {n}" for n in result.notes), ""] if result.notes else []),
+        *_is_and_becoming(result, kept),
         *_for_whom(kept.segments, result.primary),
         *_movers(kept.effects),
         *_learned(kept.learned),
@@ -186,6 +188,32 @@ def _rows(model: Mapping[str, Metric], baseline: Mapping[str, Metric]) -> list[s
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+_STANDING: Final = {
+    "is": "is: on top by the score and by",
+    "becoming": "becoming: on top by the score, not yet by",
+    "slipping": "slipping: not on top by the score, still by",
+}
+
+
+def _is_and_becoming(result: TrainResult, kept: Evidence) -> list[str]:
+    """For a model of high value: who is on top already, who is getting there, how often right."""
+    label, past = result.model.label, _cell(result.baseline_name)
+    if not isinstance(label, TopShareOfValue):
+        return []
+    rows = kept.rows
+    found = is_and_becoming(rows["label"], rows["score"], rows["baseline"], share=label.share)
+    lines = [
+        "## Who is high-value, and who is becoming so",
+        "",
+        f"| standing in the top {label.share:.0%} | customers | truly so later | 95% interval |",
+        "|---|---|---|---|",
+    ]
+    for name, (n, right) in found.items():
+        told = f"{right.value:.1%} | {right.low:.1%} to {right.high:.1%}" if right else "– | –"
+        lines.append(f"| {_STANDING[name]} {past} | {n:,} | {told} |")
+    return [*lines, ""]
 
 
 def _for_whom(found: Sequence[Segment], primary: str) -> list[str]:
