@@ -184,7 +184,7 @@ class _Case:
         if fate == b.NOT_DRAWN:
             drawn = [self.of.catalogue.offer_ids[j] for j in self.picked]
             what = " and ".join(f"offer {name}" for name in drawn) or "no offer"
-            return f"{what} was drawn; this one had a chance of {self.chance(offer):.1%}"
+            return f"{what} was drawn"
         name = "propensity" if fate == b.LESS_LIKELY else "priority"
         own = self.competes(name, offer)
         if fate == b.NOTHING_TO_GAIN:
@@ -197,10 +197,6 @@ class _Case:
     def picked(self) -> list[int]:
         """Positions of the offers that arbitration picked, also if they are then held back."""
         return [int(j) for j in self.of.would_choose[self.row] if j >= 0]
-
-    def chance(self, offer: int) -> float:
-        """Probability with which the offer is drawn for the first slot."""
-        return float(self.of.probabilities[self.row, offer])
 
     def competes(self, name: str, offer: int) -> Any:
         """What the offer competed on in the customer's arm."""
