@@ -471,8 +471,8 @@ class _Run:
         """Return the probabilities of a slot, and the lots that are drawn for each decision."""
         tables = self.policy.policy.tables
         random = np.flatnonzero(lottery.arm == holdout.RANDOM_ELIGIBLE)
-        greedy_arms = (holdout.RANDOM_ELIGIBLE, holdout.PROPENSITY_ONLY)
-        exploring = self.audience.known & ~np.isin(lottery.arm, greedy_arms)
+        ways_of_their_own = (holdout.RANDOM_ELIGIBLE, holdout.PROPENSITY_ONLY)
+        exploring = self.audience.known & ~np.isin(lottery.arm, ways_of_their_own)
         explored = np.flatnonzero(exploring & (tables.exploration.policy != "greedy"))
         lots = np.zeros((len(self.fates), limit))
         for rows, salt in ((random, tables.arms.salt), (explored, tables.exploration.salt)):
