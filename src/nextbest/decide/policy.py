@@ -222,6 +222,10 @@ class Exploration(Table):
         """Whether anything is left to chance, which needs a salt."""
         return self.policy != "greedy" or self.new_offer_reach is not None
 
+    def learns(self) -> bool:
+        """Whether decisions depend on how often each offer was made and answered so far."""
+        return self.policy == "thompson" or self.new_offer_reach is not None
+
 
 class PolicyTables(Table):
     """The whole file."""

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from nextbest.data.profiles import Profiles
 from nextbest.decide.contact import ContactHistory, Kind
+from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Audience
 from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.trace import plain
 from nextbest.serve.bundle import Bundle
 from nextbest.serve.store import Store
 
-__all__ = ["Shaper", "contact_history", "known_columns"]
+__all__ = ["Shaper", "contact_history", "known_columns", "offer_counts"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -76,6 +77,14 @@ def contact_history(
         time=np.array([*contacts.at, *(outcomes.at[i] for i in told)], dtype="datetime64[us]"),
         kind=["contact"] * len(contacts.at) + [_KINDS[outcomes.types[i]] for i in told],
     )
+
+
+def offer_counts(store: Store | None) -> dict[str, OfferCounts]:
+    """Return how often each offer was made and answered, as far as the store knows."""
+    if store is None:
+        return {}
+    answers = [name for name, kind in _KINDS.items() if kind == "acceptance"]
+    return {name: OfferCounts(*tally) for name, tally in store.tallies(answers).items()}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
-from nextbest.serve.decisions import decide_for, record_of
+from nextbest.serve.decisions import counts_for, decide_for, record_of
 from nextbest.serve.runtime import State
 from nextbest.serve.store import Store
 
@@ -152,12 +152,14 @@ def decide_batch(
     }
     batch_id = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
+    # Counted once: what this batch records must not change its own later chunks.
+    counts = counts_for(state, store)
     with _writer(out) as write:
         for start in range(0, max(total, 1), CHUNK):  # once for nobody: a file has columns
             rows = slice(start, min(start + CHUNK, total))
             ids = profiles.ids(rows) if customer_ids is None else customer_ids[rows]
             decision_ids = [_decision_id(batch_id, customer_id) for customer_id in ids]
-            decisions = decide_for(state, store, ids, situation, decision_ids)
+            decisions = decide_for(state, store, ids, situation, decision_ids, counts)
             if record and store is not None:
                 store.record_decisions(
                     [
