@@ -314,6 +314,9 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[[levers]]": policy.Lever,
     "[[context_weights]]": policy.ContextWeight,
     "[fallback]": policy.Fallback,
+    "[holdout]": policy.Holdout,
+    "[arms]": policy.Arms,
+    "[exploration]": policy.Exploration,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
 }
@@ -421,7 +424,8 @@ def test_every_column_of_a_batch_file() -> None:
 
 def test_every_step_of_a_decision() -> None:
     rows = section("serving/README.md", "What happens to an offer, step by step")
-    for step in ("candidate", *policy.STEPS, "contact_policy", "value", "arbitration"):
+    steps = ("candidate", *policy.STEPS, "contact_policy", "value", "holdout", "reach")
+    for step in (*steps, "arbitration", "arm"):
         assert f"`{step}`" in rows, step
 
 

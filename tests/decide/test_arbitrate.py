@@ -62,7 +62,7 @@ def pick(
     pools: tuple[Pool, ...] = (),
 ) -> list[str]:
     by_id = np.argsort(np.array(list(ids)), kind="stable")
-    chosen, _ = choose(np.array(priority, dtype=float), by_id, limit, pools)
+    chosen = choose(np.array(priority, dtype=float), by_id, limit, pools).chosen
     return ["".join(ids[j] for j in row if j >= 0) for row in chosen]
 
 
@@ -103,7 +103,7 @@ def test_the_choice_is_the_greedy_choice(case: tuple[list[list[float]], ...]) ->
     rows, ids, limit, member, room = case
     pool = Pool(np.array(member), np.full((len(rows), 3), room))
     by_id = np.argsort(np.array(ids), kind="stable")
-    chosen, _ = choose(np.array(rows), by_id, limit, (pool,))  # type: ignore[arg-type]
+    chosen = choose(np.array(rows), by_id, limit, (pool,)).chosen  # type: ignore[arg-type]
     for row, got in zip(rows, chosen.tolist(), strict=True):
         left = dict.fromkeys(range(3), room)
         expect: list[int] = []

@@ -84,10 +84,15 @@ def test_the_trace_is_json_and_says_what_was_read(decisions: Decisions) -> None:
     assert trace["policy_hash"] == RULES.content_hash
     assert trace["situation"]["context"] == {"hot": True}
     assert trace["situation"]["context_ignored"] == ["odd"]
-    assert trace["selection"]["probabilities"] == {
-        "win": 1.0, "second": 0.0, "sent": 0.0, "dear": 0.0, "blind": 0.0, "over": 0.0,
-    }  # fmt: skip
-    assert trace["selection"]["no_offer"] == 0.0
+    assert trace["selection"] == {
+        "arm": "policy",
+        "policy": "greedy",
+        "eligible": ["win", "second", "dear"],
+        "probabilities": {"win": 1.0},
+        "no_offer": 0.0,
+        "end": 1.0,
+        "would_choose": ["win"],
+    }
 
 
 def test_the_numbers_behind_the_priority_are_all_there(decisions: Decisions) -> None:

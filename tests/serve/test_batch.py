@@ -309,3 +309,25 @@ def test_other_contacts_before_it_make_another_batch(
     client.post("/v1/decisions", json={"customer_id": "c07", "channel": "mail"})
     assert decide_batch(state, early, store=store).batch_id == one
     store.close()
+
+
+def test_what_a_batch_records_does_not_change_its_own_later_customers(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new offer's reach follows the log as it was when the batch began."""
+    policy = project / "serving" / "policy.toml"
+    reach = 'salt = "a salt of our own"\nnew_offer_reach = 0.3\nfull_reach_contacts = 5\n'
+    policy.write_text(policy.read_text() + f"[exploration]\n{reach}")
+    state = load_state(project)
+    situation = situation_for(state, "mail")
+    whole = decide_batch(state, situation)
+    monkeypatch.setattr("nextbest.serve.batch.CHUNK", 7)
+    store = open_store(project)
+    try:
+        cut = decide_batch(state, situation, store=store, record=True)
+        assert cut.offers == whole.offers
+        assert cut.offers["a"] + cut.offers["b"] < 40
+        later = decide_batch(state, situation_for(state, "email"), store=store)
+    finally:
+        store.close()
+    assert later.funnel["a"]["lost"].get("reach") is None  # by now everybody is reached

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +12,12 @@ from typing import Any
 from uuid import RFC_4122, UUID
 
 import pytest
+import shop
 from fastapi.testclient import TestClient
 
 from nextbest.decide.contact import ContactHistory
-from nextbest.serve.decisions import new_decision_id
+from nextbest.serve.batch import situation_for
+from nextbest.serve.decisions import decide_for, new_decision_id
 from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.schemas import BatchAnswer, DecisionAnswer, StoredDecisionAnswer
 from nextbest.serve.store import Store
@@ -244,3 +249,86 @@ def test_decision_ids_sort_by_time_and_are_uuid_7(monkeypatch: pytest.MonkeyPatc
     assert (early.version, early.variant) == (7, RFC_4122)
     assert early.int >> 80 == 1_700_000_000_000
     assert str(early) < str(late)
+
+
+SALT = "a salt of the shop's own"
+IDS = [f"d{i}" for i in range(60)]
+
+
+def add_to_policy(project: Path, text: str) -> None:
+    file = project / "serving" / "policy.toml"
+    file.write_text(file.read_text() + text)
+
+
+def test_who_is_held_out_is_logged_and_not_contacted(project: Path, serve: Serve) -> None:
+    free = offers(ask(serve(project), "c01"))
+    held = project.parent / "held"
+    shutil.copytree(project, held, ignore=shutil.ignore_patterns("store.db*"))
+    add_to_policy(held, f'[holdout]\nsalt = "{SALT}"\nshare = 1\n')
+    client = serve(held)
+    for _ in range(3):  # a contact would use up the cap of two letters a week
+        answer = ask(client, "c01")
+        assert (answer["arm"], answer["offers"]) == ("holdout", [])
+        assert answer["no_offer_reasons"][0].startswith("offer a: arm: the customer is held out")
+    stored = client.get(f"/v1/decisions/{answer['decision_id']}").json()
+    assert stored["trace"]["selection"]["would_choose"] == free == ["a"]
+    assert stored["trace"]["selection"]["no_offer"] == 1.0
+    assert offers(ask(client, "nobody")) == []
+
+
+def test_the_probability_of_the_pick_is_stored_with_the_vector(
+    project: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The draw is keyed by the decision's id: with fixed ids the same picks are drawn every time.
+    ids = map("d{}".format, itertools.count())
+    monkeypatch.setattr("nextbest.serve.decisions.new_decision_id", lambda: next(ids))
+    add_to_policy(project, f'[exploration]\nsalt = "{SALT}"\npolicy = "epsilon"\nepsilon = 0.5\n')
+    client = serve(project)
+    drawn = set()
+    for customer_id in shop.CUSTOMERS[:20]:
+        answer = ask(client, customer_id, explain=True)
+        selection = answer["trace"]["selection"]
+        vector = {**selection["probabilities"], None: selection["no_offer"]}
+        assert math.isclose(sum(vector.values()), 1)
+        assert set(selection["probabilities"]) == set(selection["eligible"])
+        (made,) = answer["offers"] or [None]
+        drawn.add(made and made["offer_id"])
+        if made:
+            assert made["selection_probability"] == vector[made["offer_id"]]
+    assert drawn == {"a", "b", None}
+
+
+def test_a_new_offer_reaches_more_customers_once_responses_are_reported(
+    project: Path, serve: Serve
+) -> None:
+    add_to_policy(
+        project,
+        f'[exploration]\nsalt = "{SALT}"\nnew_offer_reach = 0.2\nfull_reach_responses = 2\n',
+    )
+
+    def reached() -> int:
+        state = load_state(project)
+        store = open_store(project)
+        try:
+            made = decide_for(state, store, shop.CUSTOMERS, situation_for(state, "mail"), IDS)
+        finally:
+            store.close()
+        at = state.shaper.offer_ids.index("a")
+        return int(made.eligible[:, at].sum())
+
+    assert 0 < reached() < 30
+    client = serve(project)
+    told = 0
+    for customer_id in shop.CUSTOMERS:
+        answer = ask(client, customer_id)
+        if offers(answer) == ["a"] and told < 2:
+            told += 1
+            report = {
+                "outcome_id": f"r{told}",
+                "decision_id": answer["decision_id"],
+                "outcome_type": "response",
+                "occurred_at": "2020-03-02T09:00:00Z",
+            }
+            assert client.post("/v1/outcomes", json=report).status_code == 200
+    assert told == 2
+    assert reached() == 60

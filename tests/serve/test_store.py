@@ -101,6 +101,27 @@ def test_history_is_oldest_first_and_only_of_the_customers_asked_for(store: Stor
     assert store.history([]) == (Contacts(), Outcomes())
 
 
+def test_tallies_count_each_contact_once_and_only_its_own_answers(store: Store) -> None:
+    later, before = AT + timedelta(days=1), AT - timedelta(days=1)
+    store.record_decisions(
+        [decision(1), decision(2, offer_ids=("a",)), decision(3, customer_id="8"),
+         decision(4, customer_id="9", offer_ids=())]
+    )  # fmt: skip
+    store.record_outcomes(
+        [
+            outcome("o1", outcome_type="response"),
+            outcome("o2", outcome_type="conversion"),  # the same contact again
+            outcome("o3", outcome_type="click", decision_id="d2"),
+            outcome("o4", outcome_type="response", decision_id=None, customer_id="8",
+                    occurred_at=later),
+            outcome("o5", outcome_type="response", decision_id=None, customer_id="8",
+                    offer_id="b", occurred_at=before),
+        ]
+    )  # fmt: skip
+    assert store.tallies(["response", "conversion"]) == {"a": (3, 2), "b": (2, 0)}
+    assert store.tallies([]) == {"a": (3, 0), "b": (2, 0)}
+
+
 def test_history_takes_more_customers_than_one_statement_may_bind(store: Store) -> None:
     store.record_decisions([decision(1, customer_id="39999", offer_ids=("a",))])
     contacts, _ = store.history([str(number) for number in range(40_000)])

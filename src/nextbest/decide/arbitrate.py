@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Pool", "Values", "choose", "expected_cost", "expected_profit", "weigh"]
+__all__ = [
+    "Chances",
+    "Choice",
+    "Pool",
+    "Values",
+    "choose",
+    "expected_cost",
+    "expected_profit",
+    "greedy",
+    "weigh",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -93,43 +103,111 @@ class Pool:
     left: Ints
 
 
-def choose(
-    priority: Floats, by_id: npt.NDArray[np.intp], limit: int, pools: Sequence[Pool]
-) -> tuple[Ints, list[npt.NDArray[np.bool_]]]:
-    """Pick up to ``limit`` offers for each customer, best first.
+@dataclass(frozen=True)
+class Choice:
+    """Which offers were drawn, and how likely that was.
 
     Parameters
     ----------
-    priority: customers × offers; -inf where an offer is out of the running. An offer must beat
-        zero, which is what making no offer is worth.
-    by_id: positions of the offers in the order of their ids, which breaks ties.
-    limit: number of slots, at least 1.
-    pools: contacts that the answer may use up; only asked for more than one slot.
+    chosen: customers × limit, positions of the offers, best first; -1 for an empty slot.
+    probability: customers × limit, with which each slot's offer was drawn given the slots before
+        it; for the first empty slot, with which no further offer was; NaN behind that.
+    chances: customers × (offers + 1), the probabilities that the first slot was drawn from; the
+        last column is no offer.
+    blocked: for each pool where it kept an offer out, customers × offers.
+    """
+
+    chosen: Ints
+    probability: Floats
+    chances: Floats
+    blocked: list[npt.NDArray[np.bool_]]
+
+
+Chances = Callable[[Floats], Floats]
+"""From what is in the running (customers × offers, -inf where out) to the probability of each."""
+
+
+def greedy(running: Floats) -> Floats:
+    """Put all probability on the best offer, or on no offer where none is above zero.
+
+    Parameters
+    ----------
+    running: customers × offers in the order of their ids; -inf where an offer is out. Ties go to
+        the first.
 
     Returns
     -------
-    The picked positions, customers × limit, -1 for an empty slot; and for each pool where it kept
-    an offer out, customers × offers.
+    customers × (offers + 1); the last column is no offer.
+    """
+    n, m = running.shape
+    chances = np.zeros((n, m + 1))
+    customers = np.arange(n)
+    best = np.argmax(running, axis=1)
+    best[running[customers, best] <= 0] = m
+    chances[customers, best] = 1.0
+    return chances
+
+
+def choose(
+    priority: Floats,
+    by_id: npt.NDArray[np.intp],
+    limit: int,
+    pools: Sequence[Pool],
+    chances: Chances = greedy,
+    lots: Floats | None = None,
+) -> Choice:
+    """Draw up to ``limit`` offers for each customer, one slot after the other.
+
+    A slot's offer is drawn from the probabilities of what is still in the running: without the
+    offers of earlier slots, and without those that a pool has no room for. Drawing no offer ends
+    the answer. The draw is the inverse of the distribution function, offers in the order of their
+    ids: the same lot draws the same offer, also after an offer of probability 0 is added.
+
+    Parameters
+    ----------
+    priority: customers × offers; -inf where an offer is out of the running. No offer is worth zero.
+    by_id: positions of the offers in the order of their ids, which breaks ties.
+    limit: number of slots, at least 1.
+    pools: contacts that the answer may use up; only asked for more than one slot.
+    chances: gives a slot's probabilities, with the offers in the order of their ids.
+    lots: customers × limit, numbers in [0, 1); needed only where something is left to chance.
     """
     n, m = priority.shape
     chosen = np.full((n, limit), -1, dtype=np.int64)
+    probability = np.full((n, limit), np.nan)
+    first = np.zeros((n, m + 1))
+    lots = np.zeros((n, limit)) if lots is None else lots
     customers = np.arange(n)
     running = priority[:, by_id]
     members = [pool.member[by_id] for pool in pools]
     left = [pool.left.copy() for pool in pools]
     blocked = [np.zeros((n, m), dtype=bool) for _ in pools]
-    for slot in range(min(limit, m)):
-        best = np.argmax(running, axis=1)
-        wins = running[customers, best] > 0
-        if not wins.any():
+    drawing = np.ones(n, dtype=bool)
+    for slot in range(limit):
+        now = chances(running)
+        if slot == 0:
+            first[:, [*by_id, m]] = now
+        drawn = _draw(now, lots[:, slot])
+        probability[drawing, slot] = now[customers, drawn][drawing]
+        drawing &= drawn < m
+        if not drawing.any():
             break
-        chosen[wins, slot] = by_id[best[wins]]
-        running[customers[wins], best[wins]] = -np.inf
+        chosen[drawing, slot] = by_id[drawn[drawing]]
+        running[customers[drawing], drawn[drawing]] = -np.inf
         if slot + 1 == limit:
             break
         for member, remaining, out in zip(members, left, blocked, strict=True):
-            _use_up(member, remaining, out, running, customers[wins], best[wins])
-    return chosen, [out[:, np.argsort(by_id)] for out in blocked]
+            _use_up(member, remaining, out, running, customers[drawing], drawn[drawing])
+    back = np.argsort(by_id)
+    return Choice(chosen, probability, first, [out[:, back] for out in blocked])
+
+
+def _draw(chances: Floats, lots: Floats) -> npt.NDArray[np.intp]:
+    """Return for each customer the first column at which the probabilities so far pass the lot."""
+    # cumsum adds from left to right, whatever the shape: a zero in between changes no bit.
+    so_far = np.cumsum(chances, axis=1)
+    drawn: npt.NDArray[np.intp] = np.argmax(so_far > lots[:, None] * so_far[:, -1:], axis=1)
+    return drawn
 
 
 def _use_up(member: Ints, left: Ints, out: Any, running: Floats, rows: Any, picked: Any) -> None:

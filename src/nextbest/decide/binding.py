@@ -55,11 +55,17 @@ NOT_FALLBACK = ("fallback", "not in the fallback list")
 NO_CONSENT = ("contact_policy", "consent")
 UNKNOWN_VALUE = ("value", "unknown value")
 OVER_CEILING = ("value", "investment ceiling")
+HELD_OUT_OF_OFFER = ("holdout", "held out of this offer")
+NOT_REACHED = ("reach", "not yet in its reach")
 NOTHING_TO_GAIN = ("arbitration", "no offer is better")
 OUTRANKED = ("arbitration", "lower priority")
+LESS_LIKELY = ("arbitration", "lower propensity")
+NOT_DRAWN = ("arbitration", "another choice was drawn")
 SAME_GROUP = ("arbitration", "another offer of its exclusivity group")
 NO_CONTACT_LEFT = ("arbitration", "no contact left in this answer")
 CATEGORY_FULL = ("arbitration", "enough offers of its category")
+HELD_OUT = ("arm", "holdout")
+NO_CONTACT_ARM = ("arm", "no_contact")
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,9 @@ def _fates(rules: Sequence[NamedRule], limits: Sequence[str]) -> Fates:
     names = [OPEN, INACTIVE, OTHER_CHANNEL, OTHER_PLACEMENT, NOT_STARTED, ENDED, NOT_FALLBACK]
     names += [(rule.step, rule.name) for step in STEPS for rule in rules if rule.step == step]
     names += [NO_CONSENT, *(("contact_policy", name) for name in limits)]
-    names += [UNKNOWN_VALUE, OVER_CEILING, NOTHING_TO_GAIN, OUTRANKED]
-    names += [SAME_GROUP, NO_CONTACT_LEFT, CATEGORY_FULL, CHOSEN]
+    names += [UNKNOWN_VALUE, OVER_CEILING, HELD_OUT_OF_OFFER, NOT_REACHED, NOTHING_TO_GAIN]
+    names += [OUTRANKED, LESS_LIKELY, NOT_DRAWN, SAME_GROUP, NO_CONTACT_LEFT, CATEGORY_FULL]
+    names += [HELD_OUT, NO_CONTACT_ARM, CHOSEN]
     unique = tuple(dict.fromkeys(names))
     return Fates(unique, {name: code for code, name in enumerate(unique)})
 
@@ -173,6 +180,7 @@ class _Binding:
     def parts(self) -> dict[str, Any]:
         offers = self.catalogue.offers
         self._offer_channels()
+        self._exploration()
         groups: dict[Scope, npt.NDArray[np.int64]] = {
             "category": _groups([offer.category for offer in offers]),
             "exclusivity_group": _groups([offer.exclusivity_group for offer in offers]),
@@ -207,6 +215,21 @@ class _Binding:
                     hint = did_you_mean(name, channels)
                     expected = f"one under [channels] in {self.policy.where}"
                     self.faults.append(Fault(where, f'names channel "{name}"', expected, "", hint))
+
+    def _exploration(self) -> None:
+        ids = self.catalogue.offer_ids
+        for name in self.tables.holdout.offers:
+            if name not in ids:
+                expected = f"the id of an offer in {self.catalogue.where}"
+                hint = did_you_mean(name, ids)
+                self._fault("[holdout.offers]", f'names offer "{name}"', expected, hint)
+        objective = self.tables.arbitration.objective
+        if self.tables.exploration.policy == "thompson" and objective.strip() != "expected_profit":
+            self._fault(
+                "[exploration]",
+                f'policy = "thompson" does not know how uncertain "{objective}" is',
+                'objective = "expected_profit", or another policy',
+            )
 
     def _rules(self) -> tuple[NamedRule, ...]:
         rules = []

@@ -7,25 +7,32 @@ customer alone gives exactly what deciding a million at once gives for that cust
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import binding as b
-from nextbest.decide import contact, trace
+from nextbest.decide import contact, holdout, trace
 from nextbest.decide.arbitrate import (
+    Chances,
+    Choice,
+    Floats,
     Pool,
     Values,
     choose,
     expected_cost,
     expected_profit,
+    greedy,
     weigh,
 )
 from nextbest.decide.binding import BoundPolicy, bind
+from nextbest.decide.explore import Explorer, OfferCounts, beliefs, reach, uniform
 from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import SHARES, BoundCatalogue
 from nextbest.decide.rules import STEPS, Positions
 from nextbest.errors import DataError, UsageError, did_you_mean
@@ -33,6 +40,7 @@ from nextbest.errors import DataError, UsageError, did_you_mean
 __all__ = ["Audience", "Decisions", "Situation", "bind", "decide"]
 
 _EVERY = slice(None)
+_NO_COUNTS: Mapping[str, OfferCounts] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,18 @@ class Decisions:
 
     Parameters
     ----------
-    arm: (n,) how each decision was made: "policy", or "fallback" for unknown customers.
+    arm: (n,) how each decision was made: "policy", "fallback" for unknown customers, "holdout", or
+        an ablation arm (`holdout.arms`).
     fates: (n, m) what became of each offer, as codes of ``policy.fates``.
     chosen: (n, limit) positions of the chosen offers, best first; -1 for an empty slot.
-    selection_probability: (n, limit) probability with which the policy chose each, or chose to
-        make no offer (first slot empty); NaN for further empty slots.
+    selection_probability: (n, limit) probability with which each was chosen given the slots before
+        it, or with which no offer was (first slot empty); NaN for further empty slots.
+    end_probability: (n,) probability with which the answer ended where it did, given its offers;
+        1 where no slot was left.
+    probabilities: (n, m + 1) what the first slot was drawn from; the last column is no offer.
+    would_choose: (n, limit) as ``chosen``, also for customers who are held out: what they would
+        have got.
+    offer_counts, stopped: as given to `decide`.
     """
 
     decision_ids: Sequence[str]
@@ -58,9 +73,20 @@ class Decisions:
     values: Values
     chosen: npt.NDArray[np.int64]
     selection_probability: npt.NDArray[np.float64]
+    end_probability: npt.NDArray[np.float64]
+    probabilities: npt.NDArray[np.float64]
+    would_choose: npt.NDArray[np.int64]
+    offer_counts: Mapping[str, OfferCounts]
+    stopped: Collection[str]
 
     def __len__(self) -> int:
         return len(self.decision_ids)
+
+    @property
+    def eligible(self) -> npt.NDArray[np.bool_]:
+        """(n, m) offers that passed every step before arbitration: what could be chosen from."""
+        final = [step in ("arbitration", "arm", "chosen") for step, _ in self.policy.fates.names]
+        return np.array(final)[self.fates]
 
     @property
     def profile_stale(self) -> bool:
@@ -90,6 +116,9 @@ def decide(
     policy: BoundPolicy,
     situation: Situation,
     decision_ids: Sequence[str],
+    *,
+    offer_counts: Mapping[str, OfferCounts] = _NO_COUNTS,
+    stopped: Collection[str] = (),
 ) -> Decisions:
     """Decide which offers to make to each customer, or none.
 
@@ -98,7 +127,10 @@ def decide(
     audience: n customers and what is known about them.
     catalogue, policy: as `binding.bind` returns them.
     situation: channel, placement, time, context and number of slots.
-    decision_ids: n ids, one per decision.
+    decision_ids: n ids, one per decision; what is left to chance depends on them alone.
+    offer_counts: contacts and responses so far by offer id, for new offers' reach and for Thompson
+        sampling; an offer that is not there has had none.
+    stopped: ids of offers that are no longer explored (`explore.over_budget`).
 
     Returns
     -------
@@ -117,11 +149,15 @@ def decide(
     run.rules()
     counts = run.contact_policy()
     values = run.value()
-    chosen = run.arbitrate(values, counts)
-    arm = np.full(n, "policy", dtype=object)
-    arm[~audience.known] = "fallback"
-    probability = np.where(chosen >= 0, 1.0, np.nan)
-    probability[:, 0] = 1.0
+    run.hold_out_of_offers()
+    run.reach(offer_counts)
+    tables = policy.policy.tables
+    arm = holdout.arms(tables.holdout, tables.arms, audience.customer_ids, audience.known)
+    lottery = _Lottery(arm, decision_ids, offer_counts, stopped)
+    choice = run.arbitrate(values, counts, lottery)
+    kept_back = np.isin(arm, (holdout.HELD_OUT, holdout.NO_CONTACT))
+    chosen = np.where(kept_back[:, None], -1, choice.chosen)
+    probability, end, chances = _as_made(choice, kept_back)
     return Decisions(
         decision_ids,
         audience,
@@ -133,7 +169,31 @@ def decide(
         values,
         chosen,
         probability,
+        end,
+        chances,
+        choice.chosen,
+        offer_counts,
+        stopped,
     )
+
+
+def _as_made(choice: Choice, kept_back: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+    """Probabilities of what is really done: whoever is held out surely gets no offer."""
+    made = choice.chosen >= 0
+    n, limit = made.shape
+    slots = made.sum(axis=1)
+    full = slots == limit
+    end = choice.probability[np.arange(n), np.minimum(slots, limit - 1)]
+    end = np.where(full | kept_back, 1.0, end)
+    shown = made.copy()
+    shown[:, 0] = True
+    probability = np.where(shown, choice.probability, np.nan)
+    probability[kept_back] = np.nan
+    probability[kept_back, 0] = 1.0
+    chances = choice.chances.copy()
+    chances[kept_back] = 0.0
+    chances[kept_back, -1] = 1.0
+    return probability, end, chances
 
 
 def _check(
@@ -174,6 +234,22 @@ def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> 
     if got != expected:
         what = f"{name} has the wrong shape"
         raise DataError("audience", what, expected=str(expected), got=str(got))
+
+
+@dataclass(frozen=True)
+class _Lottery:
+    """What the choice depends on beside values: arms, decision ids, and what was learnt so far."""
+
+    arm: npt.NDArray[np.object_]
+    decision_ids: Sequence[str]
+    offer_counts: Mapping[str, OfferCounts]
+    stopped: Collection[str]
+
+    def lots(self, salt: str, rows: npt.NDArray[np.intp], limit: int) -> Floats:
+        """One number from 0 to 1 for each of some decisions and each slot."""
+        ids = [self.decision_ids[row] for row in rows]
+        slots = [uniforms(salt, "draw", ids, about=str(slot)) for slot in range(limit)]
+        return np.stack(slots, axis=1)
 
 
 @dataclass(frozen=True)
@@ -336,26 +412,132 @@ class _Run:
             weight[:, offers] *= np.where(holds, one_weight.multiplier, 1.0)
         return lever, weight
 
-    def arbitrate(self, values: Values, counts: Sequence[contact.Counts]) -> Any:
+    def hold_out_of_offers(self) -> None:
+        """Remove an offer for the customers who are held out of it."""
+        rules = self.policy.policy.tables.holdout
+        for offer_id, share in rules.offers.items():
+            if share > 0:
+                at = self.catalogue.offer_ids.index(offer_id)
+                ids = self.audience.customer_ids
+                held = holdout.held_out_of(offer_id, share, str(rules.salt), ids)
+                self._remove(b.HELD_OUT_OF_OFFER, held[:, None], np.array([at]))
+
+    def reach(self, offer_counts: Mapping[str, OfferCounts]) -> None:
+        """Remove a new offer for the customers whom it does not reach yet."""
+        rules = self.policy.policy.tables.exploration
+        for at, offer_id in enumerate(self.catalogue.offer_ids):
+            share = reach(offer_counts.get(offer_id, OfferCounts()), rules)
+            if share < 1:
+                ids = self.audience.customer_ids
+                place = uniforms(str(rules.salt), "reach", ids, about=offer_id)
+                self._remove(b.NOT_REACHED, (place >= share)[:, None], np.array([at]))
+
+    def arbitrate(
+        self, values: Values, counts: Sequence[contact.Counts], lottery: _Lottery
+    ) -> Choice:
         """Choose, and write why each offer that was still in the running lost."""
         limit = min(self.situation.limit, self.fates.shape[1])
         still = self.fates == 0
-        running = np.where(still, values.priority, -np.inf)
+        score = self._scores(values, lottery.arm)
+        running = np.where(still, score, -np.inf)
+        pools = self._pools(counts) if limit > 1 else []
+        chances, lots = self._left_to_chance(values, lottery, limit)
+        choice = choose(
+            running, self.policy.by_id, limit, [pool for _, pool in pools], chances, lots
+        )
+        chosen = choice.chosen
+        customers, slots = np.nonzero(chosen >= 0)
+        picked = (customers, chosen[customers, slots])
+        self.fates[picked] = self.policy.fates.codes[b.CHOSEN]
+        for arm, fate in ((holdout.HELD_OUT, b.HELD_OUT), (holdout.NO_CONTACT, b.NO_CONTACT_ARM)):
+            of_arm = lottery.arm[customers] == arm
+            self.fates[customers[of_arm], picked[1][of_arm]] = self.policy.fates.codes[fate]
+        for (fate, _), out in zip(pools, choice.blocked, strict=True):
+            self._remove(fate, out)
+        random = (lottery.arm == holdout.RANDOM_ELIGIBLE)[:, None]
+        self._remove(b.NOT_DRAWN, random)
+        self._remove(b.NOTHING_TO_GAIN, running <= 0)
+        # Better than the last offer of a full answer, or than none: only chance kept it out.
+        last = np.where(chosen[:, -1] < 0, 0.0, score[np.arange(len(score)), chosen[:, -1]])
+        self._remove(b.NOT_DRAWN, running > last[:, None])
+        self._remove(b.LESS_LIKELY, (lottery.arm == holdout.PROPENSITY_ONLY)[:, None])
+        self._remove(b.OUTRANKED, True)
+        return choice
+
+    def _scores(self, values: Values, arm: npt.NDArray[np.object_]) -> Floats:
+        """What offers compete on, customers × offers, in each customer's arm."""
+        score = np.array(np.broadcast_to(values.priority, self.fates.shape))
+        by_chance = arm == holdout.PROPENSITY_ONLY
+        score[by_chance] = self.audience.propensity[by_chance]
+        plain = arm == holdout.NO_LEVERS
+        if plain.any():
+            score[plain] = weigh(values.objective, self._multiplier(values, levers=False))[plain]
         known = self.audience.known
         if not known.all():
             # The fallback list is a ranking in itself: nothing is known to compare offers by.
-            rank = np.zeros(running.shape[1])
+            rank = np.full(score.shape[1], -np.inf)
             rank[self.policy.fallback] = np.arange(len(self.policy.fallback), 0, -1)
-            running[~known] = np.where(still[~known], rank, -np.inf)
-        pools = self._pools(counts) if limit > 1 else []
-        chosen, blocked = choose(running, self.policy.by_id, limit, [pool for _, pool in pools])
-        customers, slots = np.nonzero(chosen >= 0)
-        self.fates[customers, chosen[customers, slots]] = self.policy.fates.codes[b.CHOSEN]
-        for (fate, _), out in zip(pools, blocked, strict=True):
-            self._remove(fate, out)
-        self._remove(b.NOTHING_TO_GAIN, running <= 0)
-        self._remove(b.OUTRANKED, True)
-        return chosen
+            score[~known] = rank
+        return score
+
+    def _multiplier(self, values: Values, *, levers: bool) -> Floats:
+        factor = values.lever * values.context_weight if levers else values.context_weight
+        return np.broadcast_to(factor, self.fates.shape)
+
+    def _left_to_chance(
+        self, values: Values, lottery: _Lottery, limit: int
+    ) -> tuple[Chances, Floats]:
+        """Return the probabilities of a slot, and the lots that are drawn for each decision."""
+        tables = self.policy.policy.tables
+        random = np.flatnonzero(lottery.arm == holdout.RANDOM_ELIGIBLE)
+        ways_of_their_own = (holdout.RANDOM_ELIGIBLE, holdout.PROPENSITY_ONLY)
+        exploring = self.audience.known & ~np.isin(lottery.arm, ways_of_their_own)
+        explored = np.flatnonzero(exploring & (tables.exploration.policy != "greedy"))
+        lots = np.zeros((len(self.fates), limit))
+        for rows, salt in ((random, tables.arms.salt), (explored, tables.exploration.salt)):
+            if rows.size:
+                lots[rows] = lottery.lots(str(salt), rows, limit)
+        explorer = self._explorer(values, lottery, explored) if explored.size else None
+
+        def chances(running: Floats) -> Floats:
+            vector = greedy(running)
+            if random.size:
+                vector[random] = uniform(running[random])
+            if explorer is not None:
+                vector[explored] = explorer.chances(running[explored])
+            return vector
+
+        return chances, lots
+
+    def _explorer(self, values: Values, lottery: _Lottery, rows: npt.NDArray[np.intp]) -> Explorer:
+        """What exploring needs to know of some customers, offers in the order of their ids."""
+        settings = self.policy.policy.tables.exploration
+        by_id = self.policy.by_id
+        ids = [self.catalogue.offer_ids[i] for i in by_id]
+
+        def of(amounts: Floats) -> Floats:
+            # What is unknown belongs to offers that are out of the running.
+            known = np.where(np.isfinite(amounts), amounts, 0.0)
+            return np.broadcast_to(known, self.fates.shape)[np.ix_(rows, by_id)]
+
+        possible = None
+        if settings.policy == "thompson":
+            counts = [lottery.offer_counts.get(name, OfferCounts()) for name in ids]
+            no_levers = (lottery.arm[rows] == holdout.NO_LEVERS)[:, None]
+            possible = beliefs(
+                of(self.audience.propensity),
+                np.array([c.strength(settings.prior_strength) for c in counts]),
+                np.array([c.rate(settings.prior_strength) for c in counts]),
+                of(values.margin - values.incentive_cost),
+                of(values.retention_value - values.contact_cost),
+                np.where(
+                    no_levers,
+                    of(self._multiplier(values, levers=False)),
+                    of(self._multiplier(values, levers=True)),
+                ),
+            )
+        stopped = np.array([name in lottery.stopped for name in ids])
+        return Explorer(settings, of(values.expected_profit), stopped, possible)
 
     def _pools(self, counts: Sequence[contact.Counts]) -> list[tuple[tuple[str, str], Pool]]:
         """What several offers of one answer share: their exclusivity group, and each cap's rest."""

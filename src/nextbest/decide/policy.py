@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,7 +40,15 @@ from nextbest.decide.tomlfile import (
 )
 from nextbest.errors import ConfigError, Fault, did_you_mean
 
-__all__ = ["ContextWeight", "Lever", "Policy", "load_serving"]
+__all__ = [
+    "Arms",
+    "ContextWeight",
+    "Exploration",
+    "Holdout",
+    "Lever",
+    "Policy",
+    "load_serving",
+]
 
 # Columns that every decision has, whatever the policy declares.
 SITUATION_COLUMNS: Mapping[str, Column] = {
@@ -52,6 +60,9 @@ SITUATION_COLUMNS: Mapping[str, Column] = {
 Days = Annotated[float, Field(gt=0, le=36_500)]
 Multiplier = Annotated[float, Field(gt=0, le=1000)]
 Names = Annotated[tuple[Identifier, ...], Field(strict=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ArmShare = Annotated[float, Field(ge=0, le=0.25)]
+Salt = Annotated[str, Field(min_length=16, max_length=256)]
 
 
 class Clock(Table):
@@ -169,6 +180,75 @@ class Fallback(Table):
     offers: Names = ()
 
 
+class Holdout(Table):
+    """Who never gets an offer, or never a certain one, so that the effect of offers can be known.
+
+    ``share`` is of all customers; ``offers`` has a share for each campaign, by offer id.
+    """
+
+    salt: Salt | None = None
+    share: Share = 0.0
+    offers: dict[Identifier, Share] = Field(default_factory=dict)
+
+    def uses_chance(self) -> bool:
+        """Whether anybody is held out of anything, which needs a salt."""
+        return self.share > 0 or any(self.offers.values())
+
+
+class Arms(Table):
+    """Shares of customers for whom one part of the policy is taken away, to see what it is worth.
+
+    At most a quarter each: every arm owns a quarter of the line that customers are spread on, so
+    that changing one share moves nobody between the others.
+    """
+
+    QUARTERS: ClassVar[tuple[str, ...]] = (
+        "no_contact", "random_eligible", "propensity_only", "no_levers",
+    )  # fmt: skip
+
+    salt: Salt | None = None
+    no_contact: ArmShare = 0.0
+    random_eligible: ArmShare = 0.0
+    propensity_only: ArmShare = 0.0
+    no_levers: ArmShare = 0.0
+
+    def shares(self) -> dict[str, float]:
+        """Arms that are in use, with their shares."""
+        return {name: getattr(self, name) for name in self.QUARTERS if getattr(self, name) > 0}
+
+    def uses_chance(self) -> bool:
+        """Whether any arm is in use, which needs a salt."""
+        return bool(self.shares())
+
+
+class Exploration(Table):
+    """How much is left to chance, in order to learn what other offers would have done.
+
+    ``temperature`` is in the unit of the objective; ``prior_strength`` is the number of contacts
+    that a propensity is trusted for; ``max_loss_share`` is the share of a decision's expected
+    profit that exploring may cost; ``new_offer_reach`` is the share of customers that an offer
+    starts with, until it has had ``full_reach_responses`` or ``full_reach_contacts``.
+    """
+
+    salt: Salt | None = None
+    policy: Literal["greedy", "epsilon", "softmax", "thompson"] = "greedy"
+    epsilon: Share = 0.05
+    temperature: float = Field(default=1.0, ge=1e-6, le=1e9)
+    prior_strength: float = Field(default=100.0, gt=0, le=1e9)
+    max_loss_share: Share | None = None
+    new_offer_reach: Annotated[float, Field(gt=0, le=1)] | None = None
+    full_reach_responses: int = Field(default=30, ge=1, le=1_000_000_000)
+    full_reach_contacts: int = Field(default=1_000, ge=1, le=1_000_000_000)
+
+    def uses_chance(self) -> bool:
+        """Whether anything is left to chance, which needs a salt."""
+        return self.policy != "greedy" or self.new_offer_reach is not None
+
+    def learns(self) -> bool:
+        """Whether decisions depend on how often each offer was made and answered so far."""
+        return self.policy == "thompson" or self.new_offer_reach is not None
+
+
 class PolicyTables(Table):
     """The whole file."""
 
@@ -185,6 +265,9 @@ class PolicyTables(Table):
     levers: tuple[Lever, ...] = Field(default=(), strict=False)
     context_weights: tuple[ContextWeight, ...] = Field(default=(), strict=False)
     fallback: Fallback = Fallback()
+    holdout: Holdout = Holdout()
+    arms: Arms = Arms()
+    exploration: Exploration = Exploration()
 
     def limits(self) -> tuple[Limit, ...]:
         """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""
@@ -355,7 +438,31 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
     for name in tables.context.keys() & SITUATION_COLUMNS.keys():
         what = f'"{name}" is always there'
         faults.append(Fault(f"{where}: [context]", what, "left out"))
-    return faults
+    return [*faults, *_salt_faults(tables, where)]
+
+
+def _salt_faults(tables: PolicyTables, where: str) -> list[Fault]:
+    """Sections that leave something to chance without a salt of their own.
+
+    There is no default on purpose. Any that we could make up (the project's name, its folder) may
+    change and reshuffle everybody, or is known to others and the same in every copy of the project.
+    """
+    action = (
+        "It decides who is held out and what is drawn. A default could change by itself, which"
+        " would move customers between groups, or be the same in two projects, which would hold"
+        " out the same people twice. Make one with `python -c 'import secrets;"
+        " print(secrets.token_hex(16))'`, and never change it."
+    )
+    return [
+        Fault(
+            f"{where}: [{name}]",
+            'field "salt" is missing',
+            "a text of your own, 16 characters or longer",
+            action=action,
+        )
+        for name in ("holdout", "arms", "exploration")
+        if getattr(tables, name).uses_chance() and getattr(tables, name).salt is None
+    ]
 
 
 def load_serving(directory: Path, policy_file: Path | None = None) -> tuple[Catalogue, Policy]:

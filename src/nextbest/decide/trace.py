@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from nextbest.decide import binding as b
 from nextbest.decide import contact
+from nextbest.decide.arbitrate import weigh
 from nextbest.decide.frame import Frame, stamp, utc
+from nextbest.decide.holdout import NO_LEVERS, POLICY, PROPENSITY_ONLY, RANDOM_ELIGIBLE
 from nextbest.decide.offers import SHARES, concerns
 from nextbest.decide.rules import STEPS
 
@@ -32,6 +34,10 @@ _WORDS = {
     b.NOT_FALLBACK: "nothing is known about the customer, and it is not in the fallback list",
     b.SAME_GROUP: "another offer of its exclusivity group is in the answer",
     b.CATEGORY_FULL: "the offers of its category before it fill the slots that a category has",
+    b.HELD_OUT_OF_OFFER: "the customer is held out of this offer, to measure its effect",
+    b.NOT_REACHED: "it is new, and its reach does not include the customer yet",
+    b.HELD_OUT: "the customer is held out: no offer is made, to measure the effect of offers",
+    b.NO_CONTACT_ARM: "the customer is in the arm no_contact: no offer is made",
     b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
 }
 
@@ -220,27 +226,56 @@ class _Case:
             for name in odd or [name for name in computed if numbers[name] is None]
         )
 
+    def holdout(self, offer: int) -> dict[str, Any]:
+        if self.fate(offer) == b.HELD_OUT_OF_OFFER:
+            return _lost(b.HELD_OUT_OF_OFFER)
+        return {"step": "holdout", "passed": True, "reason": "not held out of this offer"}
+
+    def reach(self, offer: int) -> dict[str, Any]:
+        if self.fate(offer) == b.NOT_REACHED:
+            return _lost(b.NOT_REACHED)
+        return {"step": "reach", "passed": True, "reason": "within its reach"}
+
     def arbitration(self, offer: int) -> dict[str, Any]:
-        fate = self.fate(offer)
-        passed = fate == b.CHOSEN
+        passed = offer in self.picked
         return {"step": "arbitration", "passed": passed, "reason": self.outcome(offer)}
 
     def outcome(self, offer: int) -> str:
         """Why an offer that reached arbitration won or lost."""
         fate = self.fate(offer)
-        chosen = [int(j) for j in self.of.chosen[self.row] if j >= 0]
-        if fate == b.CHOSEN:
-            return f"rank {chosen.index(offer) + 1}"
+        if offer in self.picked:
+            return f"rank {self.picked.index(offer) + 1}"
         if fate in _WORDS:
             return _WORDS[fate]
         if not self.known:
             return "the offers before it in the fallback list fill the slots"
-        priority = self.number("priority", offer)
+        if fate == b.NOT_DRAWN:
+            drawn = [self.of.catalogue.offer_ids[j] for j in self.picked]
+            what = " and ".join(f"offer {name}" for name in drawn) or "no offer"
+            return f"{what} was drawn"
+        name = "propensity" if fate == b.LESS_LIKELY else "priority"
+        own = self.competes(name, offer)
         if fate == b.NOTHING_TO_GAIN:
-            return f"priority {priority:.2f}: making no offer is better"
-        last = chosen[-1]
-        ahead = f"{self.number('priority', last):.2f} of offer {self.of.catalogue.offer_ids[last]}"
-        return f"priority {priority:.2f} against {ahead}"
+            return f"priority {own:.2f}: making no offer is better"
+        last = self.picked[-1]
+        ahead = f"{self.competes(name, last):.2f} of offer {self.of.catalogue.offer_ids[last]}"
+        return f"{name} {own:.2f} against {ahead}"
+
+    @cached_property
+    def picked(self) -> list[int]:
+        """Positions of the offers that arbitration picked, also if they are then held back."""
+        return [int(j) for j in self.of.would_choose[self.row] if j >= 0]
+
+    def competes(self, name: str, offer: int) -> Any:
+        """What the offer competed on in the customer's arm."""
+        if name == "propensity":
+            return plain(self.of.audience.propensity[self.row, offer])
+        if self.of.arm[self.row] == NO_LEVERS:
+            objective, weight = (
+                np.asarray(self.number(part, offer)) for part in ("objective", "context_weight")
+            )
+            return plain(weigh(objective, weight))
+        return self.number(name, offer)
 
     def steps(self, offer: int) -> list[dict[str, Any]]:
         """The steps that the offer passed, and the one that removed it."""
@@ -257,8 +292,15 @@ class _Case:
             steps.append(self.contact_policy(offer))
         if steps[-1]["passed"] and self.known:
             steps.append(self.value(offer))
+        tables = self.of.policy.policy.tables
+        if steps[-1]["passed"] and tables.holdout.offers:
+            steps.append(self.holdout(offer))
+        if steps[-1]["passed"] and tables.exploration.new_offer_reach is not None:
+            steps.append(self.reach(offer))
         if steps[-1]["passed"]:
             steps.append(self.arbitration(offer))
+        if steps[-1]["passed"] and self.fate(offer) != b.CHOSEN:
+            steps.append(_lost(self.fate(offer)))
         return steps
 
     def why_not(self, offer: int) -> str:
@@ -316,19 +358,43 @@ class _Case:
             for weight, rule, offers in self.of.policy.context_weights
             if concerns(offers, offer) and bool(np.asarray(rule.satisfied(get)).item())
         ]
-        return [*reasons, self._against_the_next(offer)]
+        return [*reasons, *self._choice(offer)]
+
+    def _choice(self, offer: int) -> list[str]:
+        """How the offer was chosen: against which others, in which arm, with which probability."""
+        arm = self.of.arm[self.row]
+        slot = self.picked.index(offer)
+        probability = self.of.selection_probability[self.row, slot]
+        drawn = f"drawn with a probability of {probability:.1%}"
+        if arm == RANDOM_ELIGIBLE:
+            return [f"arm {arm}: {drawn}, whatever it is worth"]
+        reasons = [self._against_the_next(offer)]
+        if arm != POLICY:
+            reasons = [f"arm {arm}", *reasons]
+        if self.of.policy.policy.tables.exploration.policy != "greedy" and arm != PROPENSITY_ONLY:
+            reasons.append(f"{drawn} ({self.of.policy.policy.tables.exploration.policy})")
+        return reasons
 
     def _against_the_next(self, offer: int) -> str:
-        lost = self.of.policy.fates.codes[b.OUTRANKED]
+        codes = self.of.policy.fates.codes
+        by_propensity = self.of.arm[self.row] == PROPENSITY_ONLY
+        name = "propensity" if by_propensity else "priority"
+        lost = [codes[fate] for fate in (b.OUTRANKED, b.LESS_LIKELY, b.NOT_DRAWN)]
         behind = [
-            (-self.number("priority", j), self.of.catalogue.offer_ids[j])
-            for j in np.flatnonzero(self.of.fates[self.row] == lost).tolist()
+            (-self.competes(name, j), self.of.catalogue.offer_ids[j])
+            for j in np.flatnonzero(np.isin(self.of.fates[self.row], lost)).tolist()
         ]
         if not behind:
             return "no other offer that may be made would earn anything"
-        priority, offer_id = min(behind)
-        own = self.number("priority", offer)
-        return f"priority {own:.2f}; next is offer {offer_id} at {-priority:.2f}"
+        least, offer_id = min(behind)
+        own = self.competes(name, offer)
+        other = "next" if -least <= own else "better, but not drawn,"
+        return f"{name} {own:.2f}; {other} is offer {offer_id} at {-least:.2f}"
+
+
+def _lost(fate: tuple[str, str]) -> dict[str, Any]:
+    """The step that removed an offer for a reason that is always the same."""
+    return {"step": fate[0], "passed": False, "reason": _WORDS[fate]}
 
 
 def _shown(value: Any) -> str:
@@ -427,18 +493,31 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
 
 
 def _selection(case: _Case) -> dict[str, Any]:
-    """The probability with which the policy chooses each offer for each slot, and no offer."""
-    decisions = case.of
+    """What the choice was drawn from; offers with a probability of 0 are left out.
+
+    ``probabilities`` and ``no_offer`` are those of the first slot; ``end`` is the probability with
+    which the answer ended after its last offer, where slots were left. Offers that a customer
+    would have got without the holdout are under ``would_choose``.
+    """
+    decisions, row = case.of, case.row
     ids = decisions.catalogue.offer_ids
-    probabilities = dict.fromkeys(ids, 0.0)
-    for offer, p in zip(
-        decisions.chosen[case.row], decisions.selection_probability[case.row], strict=True
-    ):
-        if offer >= 0:
-            probabilities[ids[offer]] = float(p)
-    empty = decisions.chosen[case.row, 0] < 0
-    none = float(decisions.selection_probability[case.row, 0]) if empty else 0.0
-    return {"arm": decisions.arm[case.row], "probabilities": probabilities, "no_offer": none}
+    chances = decisions.probabilities[row]
+    told: dict[str, Any] = {
+        "arm": decisions.arm[row],
+        "policy": decisions.policy.policy.tables.exploration.policy,
+        "eligible": [ids[j] for j in np.flatnonzero(decisions.eligible[row])],
+        "probabilities": {ids[j]: float(chances[j]) for j in np.flatnonzero(chances[:-1])},
+        "no_offer": float(chances[-1]),
+        "end": float(decisions.end_probability[row]),
+        "would_choose": [ids[j] for j in case.picked],
+    }
+    if decisions.offer_counts:
+        told["offer_counts"] = {
+            name: dict(vars(counts)) for name, counts in sorted(decisions.offer_counts.items())
+        }
+    if decisions.stopped:
+        told["stopped"] = sorted(decisions.stopped)
+    return told
 
 
 def funnel(decisions: Decisions) -> dict[str, Any]:

@@ -19,11 +19,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from nextbest.decide.engine import Decisions
+from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
 from nextbest.serve.audience import Past, past_of
-from nextbest.serve.decisions import ATTEMPTS, decide_for, record_of
+from nextbest.serve.decisions import ATTEMPTS, counts_for, decide_for, record_of
 from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
 from nextbest.serve.store import HistoryChangedError, Store
@@ -166,7 +167,8 @@ def decide_batch(
         for start in range(0, max(total, 1), CHUNK)  # once for nobody: a file has columns
     ]
     batch_id = _batch_id(question, store, parts, situation.decided_at)
-    batch = _Batch(state, situation, store, question, batch_id)
+    # Counted once: what this batch records must not change its own later parts.
+    batch = _Batch(state, situation, store, question, batch_id, counts_for(state, store))
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     with _writer(out) as write:
         for ids in parts:
@@ -203,13 +205,17 @@ class _Batch:
     store: Store | None
     question: str
     batch_id: str
+    counts: Mapping[str, OfferCounts]
 
     def decide(self, ids: Sequence[str]) -> tuple[Decisions, Past]:
         """Decide for some customers; return what was known of them, too."""
         decision_ids = [_decision_id(self.question, customer_id) for customer_id in ids]
         past = past_of(self.store, ids)
         before = past.without(decision_ids)  # an earlier run's decisions do not hold this one back
-        return decide_for(self.state, None, ids, self.situation, decision_ids, before), past
+        decided = decide_for(
+            self.state, None, ids, self.situation, decision_ids, before, self.counts
+        )
+        return decided, past
 
     def recorded(self, ids: Sequence[str], summary: BatchSummary) -> Decisions:
         """Decide and keep what an earlier run of this batch has not kept."""

@@ -14,10 +14,11 @@ from typing import Any
 from uuid import UUID
 
 from nextbest.decide.engine import Decisions, decide
+from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
-from nextbest.serve.audience import Past, past_of
+from nextbest.serve.audience import Past, offer_counts, past_of
 from nextbest.serve.bundle import SCORES
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.records import DecisionRecord, StoredDecision
@@ -26,13 +27,15 @@ from nextbest.serve.schemas import BatchRequest, DecisionRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
-__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id", "record_of"]
+__all__ = ["ATTEMPTS", "Decider", "counts_for", "decide_for", "new_decision_id", "record_of"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
 _STRIPES = 1_024
 # Each time that we must decide again, somebody else has decided for the same customer.
 ATTEMPTS = 100
+# Counting reads the whole contact log; a minute more or less of it changes no probability much.
+COUNTS_SECONDS = 60.0
 Question = DecisionRequest | BatchRequest
 
 
@@ -51,15 +54,27 @@ def decide_for(
     situation: Situation,
     decision_ids: Sequence[str],
     past: Past | None = None,
+    counts: Mapping[str, OfferCounts] | None = None,
 ) -> Decisions:
     """Decide for customers with all that is known of them; online and batch both call this.
 
-    ``past`` is what was read of the store already; without it, it is read here.
+    Parameters
+    ----------
+    past : what was read of the store already; None reads it here.
+    counts : how often each offer was made and answered so far; None counts now (`counts_for`).
     """
     past = past_of(store, customer_ids) if past is None else past
+    counts = counts_for(state, store) if counts is None else counts
     contacts = past.history(customer_ids, state.shaper.offer_ids)
     audience = state.shaper.audience(customer_ids, contacts)
-    return decide(audience, state.catalogue, state.policy, situation, decision_ids)
+    return decide(
+        audience, state.catalogue, state.policy, situation, decision_ids, offer_counts=counts
+    )
+
+
+def counts_for(state: State, store: Store | None) -> dict[str, OfferCounts]:
+    """Count contacts and responses by offer, if the policy depends on them."""
+    return offer_counts(store) if state.rules.tables.exploration.learns() else {}
 
 
 def record_of(
@@ -171,6 +186,8 @@ class Decider:
         self._runtime = runtime
         self._metrics = metrics
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]
+        self._counting = threading.Lock()
+        self._counted: tuple[str, float, dict[str, OfferCounts]] | None = None
 
     def one(self, question: DecisionRequest) -> dict[str, Any]:
         """Decide for one customer and return the answer once it is on disk."""
@@ -218,7 +235,8 @@ class Decider:
         situation = situation_of(state, question, state.moment(self._runtime.clock))
         ids = [new_decision_id() for _ in customer_ids]
         with self._metrics.stage("decide"):
-            decisions = decide_for(state, store, customer_ids, situation, ids, past)
+            counts = self._counts(state, store)
+            decisions = decide_for(state, store, customer_ids, situation, ids, past, counts)
         with self._metrics.stage("explain"):
             records = [
                 record_of(state, decisions, row, request, request_hash, key)
@@ -231,6 +249,15 @@ class Decider:
             return self._repeated(question, request_hash, kept)  # another server was first
         self._count(state, records)
         return [_shown(record.record, explain=question.explain) for record in records]
+
+    def _counts(self, state: State, store: Store) -> dict[str, OfferCounts]:
+        """Return the counts by offer, counted again after a minute or with a new policy."""
+        with self._counting:
+            now, policy = time.monotonic(), state.rules.content_hash
+            last = self._counted
+            if last is None or last[0] != policy or now - last[1] >= COUNTS_SECONDS:
+                last = self._counted = (policy, now, counts_for(state, store))
+            return last[2]
 
     def _repeated(
         self, question: Question, request_hash: str, found: Sequence[StoredDecision | None]

@@ -221,7 +221,9 @@ class DecisionAnswer(_Answer):
     customer_id: str
     decided_at: datetime
     channel: str
-    arm: str = Field(description="How the choice was made, e.g. `policy` or `fallback`.")
+    arm: str = Field(
+        description="How the choice was made: `policy`, `fallback`, `holdout` or an ablation arm."
+    )
     fallback: bool = Field(description="True where the customer is unknown.")
     profile_stale: bool = Field(
         description="True where the profiles are older than the policy's freshness limit."

@@ -233,6 +233,29 @@ class Store:
             seen = list(_rows_in(connection, outcomes, _OUTCOMES.c.customer_id, customer_ids))
         return Contacts(*_columns(said, 5)), Outcomes(*_columns(seen, 6))
 
+    def tallies(self, answers: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return for each offer how often it was made, and how many of these were answered.
+
+        Parameters
+        ----------
+        answers: outcome types that count as an answer. Each contact counts once; an outcome that
+            names no decision answers the customer's contacts with the offer before it.
+        """
+        seen, made = _OUTCOMES.c, _CONTACTS.c
+        after = seen.decision_id.is_(None) & (seen.occurred_at >= made.contacted_at)
+        answered = (
+            sa.select(sa.literal(1))
+            .where(seen.customer_id == made.customer_id, seen.offer_id == made.offer_id)
+            .where((seen.decision_id == made.decision_id) | after)
+            .where(seen.outcome_type.in_(answers))
+            .exists()
+        )
+        query = sa.select(
+            made.offer_id, sa.func.count(), sa.func.sum(sa.case((answered, 1), else_=0))
+        ).group_by(made.offer_id)
+        with self._read() as connection:
+            return {offer: (made, got) for offer, made, got in connection.execute(query)}
+
     # --- outcomes ----------------------------------------------------------------------------
 
     def record_outcomes(self, outcomes: Sequence[Outcome]) -> list[OutcomeStatus]:

@@ -1,0 +1,412 @@
+"""Leave part of the choice to chance, at known probabilities, to learn what else would have worked.
+
+Every policy gives one explicit vector of probabilities for each customer: one number for each
+offer in the running, and one for making no offer. The engine draws from that vector and logs it;
+that is what lets another policy be judged on these decisions later (Horvitz & Thompson 1952).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betaincinv
+
+from nextbest.decide.arbitrate import greedy, weigh
+from nextbest.decide.policy import Exploration
+from nextbest.errors import DataError
+
+__all__ = [
+    "Explorer",
+    "LossStatistics",
+    "OfferCounts",
+    "beliefs",
+    "best_probability",
+    "epsilon",
+    "guard",
+    "loss_bound",
+    "over_budget",
+    "reach",
+    "softmax",
+    "uniform",
+]
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+BELIEF_POINTS = 32
+"""Equally likely values that stand for what a propensity may be."""
+
+
+# --- policies: from what is in the running to probabilities, customers × (offers + 1) ------------
+
+
+def uniform(running: Floats) -> Floats:
+    """Make every offer in the running equally likely; no offer only where there is none.
+
+    Parameters
+    ----------
+    running: customers × offers, -inf where an offer is out.
+    """
+    return _spread(np.isfinite(running), np.zeros(len(running), dtype=bool))
+
+
+def epsilon(running: Floats, free: Mask, share: float) -> Floats:
+    """Choose the best, but now and then any of the others, each as often.
+
+    ``(1 − share) × best + share / (k + 1)`` over the k offers that may be explored and no offer
+    (epsilon-greedy: Sutton & Barto 2018, section 2.2).
+
+    Parameters
+    ----------
+    running: customers × offers in the order of their ids, -inf where an offer is out.
+    free: where an offer may be explored.
+    share: how much is left to chance, from 0 to 1.
+    """
+    anything = _spread(free, np.ones(len(running), dtype=bool))
+    return (1.0 - share) * greedy(running) + share * anything
+
+
+def softmax(running: Floats, free: Mask, temperature: float) -> Floats:
+    """Make an offer the likelier the better it is: proportional to ``exp(priority / temperature)``.
+
+    No offer takes part with priority 0 (Boltzmann exploration: Sutton & Barto 2018, section 2.8).
+
+    Parameters
+    ----------
+    temperature: in the unit of the priority. An offer that is one temperature better is e = 2.7
+        times as likely.
+    """
+    values = _with_no_offer(np.where(free, running, -np.inf), 0.0)
+    highest = values.max(axis=1, keepdims=True)
+    return _normalised(np.exp((values - highest) / temperature))
+
+
+def beliefs(
+    propensity: Floats,
+    strength: Floats,
+    rate: Floats,
+    per_response: Floats,
+    regardless: Floats,
+    multiplier: Floats,
+) -> Floats:
+    """Say what each offer's priority may be, given how well its propensity is known.
+
+    The propensity p is taken as Beta with mean ``m = p × (κ + N × rate) / (κ + N)`` (at most 1)
+    and sample size ``κ + N``: the model's word counts as κ = ``prior_strength`` contacts, and the N
+    contacts of this offer since then speak of this customer in the ratio in which they did better
+    or worse than foretold. The Beta is then represented by equally likely points, its quantiles at
+    (i + ½) / 32, so that probabilities of being best are exact for it (`best_probability`).
+
+    Parameters
+    ----------
+    propensity: customers × offers.
+    strength: offers, κ + N.
+    rate: offers, the factor (κ + N × rate) / (κ + N) on the propensity; 1 where the model is right.
+    per_response, regardless: customers × offers, money that comes with a response, and anyway.
+    multiplier: customers × offers, levers and context weights.
+
+    Returns
+    -------
+    customers × offers × points.
+    """
+    mean = np.clip(propensity * rate, 1e-9, 1 - 1e-9)
+    points = (np.arange(BELIEF_POINTS) + 0.5) / BELIEF_POINTS
+    # Each element is worked out by itself, so that a customer alone gives the same bits.
+    values = betaincinv(
+        (strength * mean)[:, :, None], (strength * (1.0 - mean))[:, :, None], points
+    )
+    profit = values * per_response[:, :, None] + regardless[:, :, None]
+    return weigh(profit, np.broadcast_to(multiplier, propensity.shape)[:, :, None])
+
+
+def best_probability(possible: Floats, free: Mask) -> Floats:
+    """Make an offer as likely as it is to be the best one (Thompson 1933; Russo et al. 2018).
+
+    ``P(j is best) = Σ over the points v of j: 1/K × Π over the other offers k: P(value of k < v)``
+    where each offer's value is one of its K points, equally likely and independent. Computed by
+    sorting all points; ties go to the smaller id. Nothing is simulated, and the vector sums to 1.
+
+    Parameters
+    ----------
+    possible: customers × offers × points, in the order of the offers' ids (`beliefs`).
+    free: where an offer may be explored.
+    """
+    n, m, size = possible.shape
+    values = np.where(free[:, :, None], possible, -np.inf).reshape(n, m * size)
+    order = np.argsort(-values, axis=1, kind="stable")
+    owner = order // size
+    gains = np.take_along_axis(values, order, axis=1) > 0
+    wins = np.full((n, m * size), 1.0 / size)
+    none = np.ones(n)
+    for offer in range(m):
+        own = owner == offer
+        behind = (size - np.cumsum(own, axis=1)) / size
+        wins *= np.where(own | ~free[:, offer, None], 1.0, behind)
+        losses = 1.0 - np.count_nonzero(own & gains, axis=1) / size
+        none *= np.where(free[:, offer], losses, 1.0)
+    chances = np.zeros((n, m + 1))
+    for offer in range(m):
+        chances[:, offer] = _total(np.where((owner == offer) & gains, wins, 0.0))
+    chances[:, m] = none
+    return _normalised(chances)
+
+
+def guard(best: Floats, exploring: Floats, profit: Floats, share: float) -> Floats:
+    """Mix the exploring vector with the greedy one until it costs at most a share of the profit.
+
+    The largest weight w with ``E[profit | best] − E[profit | w × exploring + (1 − w) × best]`` at
+    most ``share × E[profit | best]``; the loss is linear in w, so that
+    ``w = min(1, share × E[profit | best] / (E[profit | best] − E[profit | exploring]))``. Where the
+    best choice earns nothing, nothing may be lost.
+
+    Parameters
+    ----------
+    best, exploring: customers × (offers + 1), probabilities.
+    profit: customers × offers, expected profit.
+    share: from 0 to 1.
+    """
+    worth = _with_no_offer(profit, 0.0)
+    earns = _total(best * worth)
+    loses = earns - _total(exploring * worth)
+    allowed = share * np.maximum(earns, 0.0)
+    weight = np.ones(len(best))
+    np.divide(allowed, loses, out=weight, where=loses > allowed)
+    return (1.0 - weight)[:, None] * best + weight[:, None] * exploring
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The exploration policy with what it needs to know of some customers.
+
+    Parameters
+    ----------
+    settings: the policy's ``[exploration]``.
+    profit: customers × offers in the order of their ids, expected profit; a number everywhere.
+    stopped: (m,) offers that are no longer explored; they are made where they are best.
+    possible: customers × offers × points (`beliefs`), for Thompson sampling only.
+    """
+
+    settings: Exploration
+    profit: Floats
+    stopped: Mask
+    possible: Floats | None = None
+
+    def chances(self, running: Floats) -> Floats:
+        """Return the probabilities for one slot, customers × (offers + 1)."""
+        best = greedy(running)
+        free = np.isfinite(running) & (~self.stopped | (best[:, :-1] > 0))
+        vector = self._policies[self.settings.policy](running, free)
+        share = self.settings.max_loss_share
+        return vector if share is None else guard(best, vector, self.profit, share)
+
+    @property
+    def _policies(self) -> Mapping[str, Callable[[Floats, Mask], Floats]]:
+        return {
+            "greedy": lambda running, free: greedy(running),
+            "epsilon": lambda running, free: epsilon(running, free, self.settings.epsilon),
+            "softmax": lambda running, free: softmax(running, free, self.settings.temperature),
+            "thompson": self._thompson,
+        }
+
+    def _thompson(self, running: Floats, free: Mask) -> Floats:
+        if self.possible is None:
+            raise DataError("exploration", "Thompson sampling was given no beliefs")
+        return best_probability(self.possible, free)
+
+
+def _with_no_offer(values: Floats, worth: float) -> Floats:
+    return np.concatenate([values, np.full((len(values), 1), worth)], axis=1)
+
+
+def _total(values: Floats) -> Floats:
+    """Add up each row from left to right, so that a zero in between changes no bit."""
+    totals: Floats = np.cumsum(values, axis=1)[:, -1]
+    return totals
+
+
+def _normalised(weights: Floats) -> Floats:
+    shares: Floats = weights / _total(weights)[:, None]
+    return shares
+
+
+def _spread(offers: Mask, no_offer: Mask) -> Floats:
+    """Share probability evenly among some offers, and no offer where asked or where none is."""
+    none = no_offer | ~offers.any(axis=1)
+    allowed = np.concatenate([offers, none[:, None]], axis=1)
+    shares: Floats = allowed / np.count_nonzero(allowed, axis=1)[:, None]
+    return shares
+
+
+# --- new offers: a few customers first -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OfferCounts:
+    """What is known of an offer from the log.
+
+    Parameters
+    ----------
+    contacts: how often it was made.
+    responses: how many of these were answered.
+    expected_responses: the sum of the propensities at which it was made; None where unknown, which
+        counts as if the model had been right.
+    """
+
+    contacts: int = 0
+    responses: int = 0
+    expected_responses: float | None = None
+
+    def __post_init__(self) -> None:
+        expected = self.expected_responses
+        if not 0 <= self.responses <= self.contacts or (expected is not None and not expected >= 0):
+            raise DataError(
+                "offer counts",
+                "the counts do not fit together",
+                expected="0 or more responses, not more than there are contacts",
+                got=f"{self.responses} responses to {self.contacts} contacts",
+            )
+
+    def strength(self, prior_strength: float) -> float:
+        """How many contacts the propensity is known as well as."""
+        return prior_strength + self.contacts
+
+    def rate(self, prior_strength: float) -> float:
+        """The factor on the propensity: above 1 where it did better than the model foretold."""
+        if not self.contacts or not self.expected_responses:
+            return 1.0
+        ratio = self.responses / self.expected_responses
+        return (prior_strength + self.contacts * ratio) / (prior_strength + self.contacts)
+
+
+def reach(counts: OfferCounts, settings: Exploration) -> float:
+    """Return the share of customers who may get an offer: small at first, all once it is known.
+
+    From ``new_offer_reach``, in proportion to the responses so far, to 1 at
+    ``full_reach_responses``; an offer that few answer gets there by ``full_reach_contacts``.
+    """
+    start = settings.new_offer_reach
+    if start is None:
+        return 1.0
+    known = max(
+        counts.responses / settings.full_reach_responses,
+        counts.contacts / settings.full_reach_contacts,
+    )
+    return start + (1.0 - start) * min(1.0, known)
+
+
+# --- the running budget: stop exploring an offer before it costs too much ------------------------
+
+
+@dataclass(frozen=True)
+class LossStatistics:
+    """What exploring an offer has cost so far, in the shop's currency; two of them add up.
+
+    A contact's loss is what the best choice was expected to earn less what the explored offer
+    did earn; a gain is a negative loss.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    total_of_squares: float = 0.0
+
+    @classmethod
+    def of(cls, losses: npt.ArrayLike) -> LossStatistics:
+        """Summarise losses, one for each contact."""
+        values = np.asarray(losses, dtype=np.float64)
+        return cls(values.size, float(values.sum()), float(np.square(values).sum()))
+
+    def __add__(self, more: LossStatistics) -> LossStatistics:
+        return LossStatistics(
+            self.count + more.count,
+            self.total + more.total,
+            self.total_of_squares + more.total_of_squares,
+        )
+
+
+def loss_bound(
+    total: npt.ArrayLike,
+    total_of_squares: npt.ArrayLike,
+    *,
+    largest_loss: float,
+    largest_gain: float,
+    side: Literal["upper", "lower"] = "upper",
+    alpha: float = 0.05,
+) -> Floats:
+    """Bound the loss to expect of all contacts so far, however often one looks.
+
+    With probability 1 − alpha the sum of the expected losses is within the bound after every single
+    contact, so that it may be looked at daily and acted upon. Empirical Bernstein with the loss
+    predicted as 0 (Howard, Ramdas, McAuliffe & Sekhon 2021, theorem 4; Fan, Grama & Liu 2015): for
+    every λ in (0, 1), Ville's inequality keeps ``Σ expected loss`` within a line in V = Σ loss²;
+    the bound is the best of K = 12 lines, each at level alpha / K::
+
+        total ± min over λ of c × (ψ(λ) × V / c² + log(K / alpha)) / λ
+        ψ(λ) = −log(1 − λ) − λ,  c = largest loss + largest gain,  λ = 0.9 × 1.6^−k, k = 0 … 11
+
+    Parameters
+    ----------
+    total, total_of_squares: of the losses; any shape.
+    largest_loss, largest_gain: at one contact, in the shop's currency, 0 or more; losses beyond
+        them void the bound.
+
+    Raises
+    ------
+    DataError: a limit is negative, or both are 0.
+    """
+    scale = largest_loss + largest_gain
+    if not (largest_loss >= 0 and largest_gain >= 0 and scale > 0):
+        raise DataError(
+            "exploration budget",
+            "the losses of one contact need limits",
+            expected="a largest loss and a largest gain, 0 or more, not both 0",
+            got=f"{largest_loss:g} and {largest_gain:g}",
+        )
+    slope = 0.9 * 1.6 ** -np.arange(12.0)
+    psi = -np.log1p(-slope) - slope
+    v = np.asarray(total_of_squares, dtype=np.float64)[..., None] / scale**2
+    width = scale * np.min((psi * v + np.log(len(slope) / alpha)) / slope, axis=-1)
+    middle = np.asarray(total, dtype=np.float64)
+    bound: Floats = middle + width if side == "upper" else middle - width
+    return bound
+
+
+def over_budget(
+    losses: Mapping[str, LossStatistics],
+    *,
+    budget: float,
+    largest_loss: float,
+    largest_gain: float,
+    alpha: float = 0.05,
+) -> frozenset[str]:
+    """Name the offers whose exploration must stop, for `engine.decide` to leave in peace.
+
+    An offer stops once one more contact could take its expected loss over the budget, for all that
+    can be excluded at level alpha. So the chance that an offer ever costs more than the budget is
+    at most alpha, however often this is asked. The budget must leave room for what cannot be known
+    at the start: 6.1 times the largest loss and gain together, and one largest loss (alpha 5 %).
+
+    Parameters
+    ----------
+    losses: what exploring each offer has cost so far, by offer id.
+    budget: for one offer, in the shop's currency.
+
+    Raises
+    ------
+    DataError: as `loss_bound`.
+    """
+    stopped = set()
+    for offer_id, so_far in losses.items():
+        bound = loss_bound(
+            so_far.total,
+            so_far.total_of_squares,
+            largest_loss=largest_loss,
+            largest_gain=largest_gain,
+            alpha=alpha,
+        )
+        if float(bound) + largest_loss > budget:
+            stopped.add(offer_id)
+    return frozenset(stopped)
