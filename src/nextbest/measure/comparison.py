@@ -204,9 +204,7 @@ def _measure(
     )
 
 
-def _adjusted(
-    question: Question, first: Sums, second: Sums, is_rate: bool
-) -> cuped.Cuped | None:
+def _adjusted(question: Question, first: Sums, second: Sums, is_rate: bool) -> cuped.Cuped | None:
     if question.kind != "before":
         return None
     if is_rate:

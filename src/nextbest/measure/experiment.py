@@ -103,8 +103,8 @@ class Reading:
         """Return everything as plain JSON types."""
         d = self.design
         return {
-            "arm": None if d.control else d.arm, "control": d.control, "alpha": d.alpha, "looks": d.looks, "planned": d.planned,
-            "correction": d.correction,
+            "arm": None if d.control else d.arm, "control": d.control,
+            "alpha": d.alpha, "looks": d.looks, "planned": d.planned, "correction": d.correction,
             "customers": sum(self.balance.counts.values()),
             "balance": self.balance.to_dict(),
             "blocked": self.blocked,
