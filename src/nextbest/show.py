@@ -187,6 +187,8 @@ def experiment(found: Reading) -> Iterator[Any]:
         counts.add_row(arm, f"{n:,}", "–" if planned is None else f"{planned:.1%}")
     yield _titled("Customers per arm", counts)
     yield f"Assignment {found.balance.message}."
+    if found.left_out:
+        yield f"{found.left_out:,} customers got the fallback list: drawn into no arm, left out."
     for title, comparisons in (("Everybody", found.overall), ("Segments", found.segments)):
         if not comparisons:
             continue

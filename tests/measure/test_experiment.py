@@ -42,7 +42,7 @@ def hillstrom() -> Reading:
         pytest.skip("the e-mail test of Hillstrom is not in ../shared/data")
     table = ibis.duckdb.connect().read_parquet(HILLSTROM)
     table = table.rename(customer_id="row_id", arm="segment")
-    outcomes = [Outcome("visit"), Outcome("spend", before="history"), Outcome("spend")][:2]
+    outcomes = [Outcome("visit"), Outcome("spend", before="history")]
     shares = {"No E-Mail": 1.0, "Mens E-Mail": 1.0, "Womens E-Mail": 1.0}
     design = Design(control="No E-Mail", shares=shares, planned=32_000)
     return read(collect(table, outcomes, ["newbie"]), outcomes, design, ["newbie"])
@@ -84,7 +84,7 @@ def test_hillstroms_verdicts(hillstrom: Reading) -> None:
     for arm in ("Mens E-Mail", "Womens E-Mail"):
         assert said["visit", arm].finding == "higher"
     assert said["spend", "Mens E-Mail"].finding == "higher"
-    assert "raised visit by 7.64 points" in said["visit", "Mens E-Mail"].verdict
+    assert "raised visit by 7.65 points" in said["visit", "Mens E-Mail"].verdict
     segments = [c for c in hillstrom.segments if c.question.outcome == "visit"]
     assert [c.question.segment for c in segments] == ["0", "0", "1", "1"]
     assert sum(c.n for c in segments if c.question.arm == "Mens E-Mail") == 10_652
@@ -111,7 +111,7 @@ def test_the_sentences() -> None:
 
 
 def test_one_look_is_bolder_than_daily_looks() -> None:
-    found = {looks: one(arms(0.4), planned=5_000, looks=looks) for looks in ("daily", "once")}
+    found = {looks: one(arms(0.65), planned=5_000, looks=looks) for looks in ("daily", "once")}
     assert found["daily"].overall[0].finding == "unclear"
     assert found["once"].overall[0].finding == "higher"
 
@@ -241,6 +241,13 @@ def test_a_segment_with_one_arm_only_is_said_not_dropped() -> None:
     assert gold.cannot_say == "only 0 customers in no_contact; 30 are needed"
     assert tin.finding == "unclear"
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_who_got_the_fallback_list_is_counted_and_left_out() -> None:
+    made = arms(1.0)
+    with_unknown = one({**made, "fallback": np.full(70, 99.0)}, planned=5_000)
+    assert with_unknown.left_out == 70
+    assert with_unknown.overall == one(made, planned=5_000).overall
 
 
 def test_one_arm_that_never_converts_is_no_obstacle() -> None:

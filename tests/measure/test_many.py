@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from nextbest.measure.many import adjusted, level_of_each
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_adjusted_p_values_are_those_of_statsmodels(p: list[float]) -> None:
     for how, theirs in (("holm", "holm"), ("bh", "fdr_bh")):

@@ -102,7 +102,7 @@ def test_without_a_ledger_the_contact_log_says_who_was_in_which_arm() -> None:
         ("ann", "a", at, "mail", "policy"), ("bob", "a", at, "mail", "no_contact"),
         ("cy", "a", at, "mail", "policy"), ("cy", "b", at, "mail", "no_contact"),
     )  # fmt: skip
-    history = shop(customers=ibis.memtable(people.to_pandas()), contacts=log)
+    history = shop(customers=ibis.memtable(people.to_pandas()), contacts=log, responses=None)
     found = customers(history, WATCH, ["revenue"])
     assert sorted(found.arm.to_pandas()) == ["no_contact", "no_contact", "policy", "policy"]
     with pytest.raises(DataError, match="customers are in two arms"):

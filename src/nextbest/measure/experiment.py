@@ -24,11 +24,13 @@ from nextbest.measure.plan import Looks
 from nextbest.measure.sums import Sums
 from nextbest.measure.words import verdict
 
-__all__ = ["ABLATIONS", "DEFAULT_PLANNED", "Design", "Reading", "read"]
+__all__ = ["ABLATIONS", "DEFAULT_PLANNED", "NOT_DRAWN", "Design", "Reading", "read"]
 
 #: Arms that the full policy is held against, the holdout first.
 ABLATIONS: Final = ("no_contact", "random_eligible", "propensity_only", "no_levers")
 DEFAULT_PLANNED: Final = 10_000
+#: Who was unknown when asked for was not drawn into an arm, so nothing can be concluded from them.
+NOT_DRAWN: Final = "fallback"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,14 @@ class Reading:
         a verdict.
     overall : every other arm against the arm in question, outcome by outcome.
     segments : the same per segment.
+    left_out : customers whom the fallback list answered, because nobody knew them yet.
     """
 
     design: Design
     balance: Balance
     overall: tuple[Comparison, ...]
     segments: tuple[Comparison, ...]
+    left_out: int = 0
 
     @property
     def blocked(self) -> bool:
@@ -105,7 +109,7 @@ class Reading:
         return {
             "arm": None if d.control else d.arm, "control": d.control,
             "alpha": d.alpha, "looks": d.looks, "planned": d.planned, "correction": d.correction,
-            "customers": sum(self.balance.counts.values()),
+            "customers": sum(self.balance.counts.values()), "left_out": self.left_out,
             "balance": self.balance.to_dict(),
             "blocked": self.blocked,
             "overall": [c.to_dict() for c in self.overall],
@@ -127,7 +131,9 @@ def read(
     DataError : there are not two arms, or the arm in question is not among them, or the planned
         shares do not fit the arms.
     """
-    cells = tuple(cells)
+    given = tuple(cells)
+    cells = tuple(c for c in given if c.arm != NOT_DRAWN)
+    left_out = sum(c.n for c in given if c.arm == NOT_DRAWN)
     counts = _customers_by_arm(cells)
     centre = design.control or design.arm
     if centre not in counts or len(counts) < 2:
@@ -150,7 +156,7 @@ def read(
                 for pair in _pairs(cells, outcome, design, list(counts), by, at)
             ]
             found += _judge(family, design, balance, sum(counts.values()))
-    return Reading(design, balance, tuple(overall), tuple(segments))
+    return Reading(design, balance, tuple(overall), tuple(segments), left_out)
 
 
 def _customers_by_arm(cells: Sequence[Cell]) -> dict[str, int]:

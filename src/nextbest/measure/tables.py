@@ -148,7 +148,7 @@ def _units(tables: Mapping[str, ibis.Table], watch: Watch, by: Sequence[str]) ->
         log = log.filter(log[ARM].notnull())
         # A customer with two arms stays twice, and `collect` refuses the table for it.
         arms = log.select(UNIT, ARM).distinct()
-    return arms.inner_join(described, UNIT).drop(f"{UNIT}_right", missing_ok=True)
+    return arms.inner_join(described, UNIT)
 
 
 def _within(table: ibis.Table, time: str, watch: Watch) -> ibis.Table:
