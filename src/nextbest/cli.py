@@ -184,7 +184,7 @@ def train(
     project: ProjectDir = HERE,
     json_: Json = False,
 ) -> None:
-    """Train models beside their baselines, and register new versions."""
+    """Train models beside their baselines; register new versions."""
     from nextbest import jobs, show
     from nextbest.project import Project
 
@@ -282,7 +282,7 @@ def rollback(
     reason: Annotated[str | None, typer.Option(help="Kept with the version.")] = None,
     json_: Json = False,
 ) -> None:
-    """Give the champion's place back to the version before it."""
+    """Give the champion's place back to the one before it."""
     from nextbest.project import Project
 
     opened = Project.open(project)

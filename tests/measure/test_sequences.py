@@ -135,6 +135,13 @@ def test_a_cohort_whose_outcomes_come_in_daily() -> None:
     assert (np.abs(z) > 1.96).any(axis=1).mean() > 0.08
 
 
+def test_a_cohort_watched_daily_for_a_year() -> None:
+    """The hardest case: what comes in on one day says nothing about the next."""
+    days = np.random.default_rng(14).standard_normal((4_000, 365)).cumsum(axis=1)
+    z = days / np.sqrt(np.arange(1, 366))
+    assert (np.abs(z) > sequences.critical(1.0, 0.05)).any(axis=1).mean() <= 0.05
+
+
 def test_the_bet_finds_a_difference_that_is_there() -> None:
     rng = np.random.default_rng(13)
     k1 = rng.binomial(20_000, 0.06, 400)
