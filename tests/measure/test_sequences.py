@@ -24,8 +24,7 @@ def margin(t: float, rho2: float, alpha: float) -> float:
 
 @given(st.integers(10, 10**7), st.floats(1e-7, 1.0), st.sampled_from([0.01, 0.05, 0.2]))
 def test_the_margin_is_the_published_one(t: int, rho2: float, alpha: float) -> None:
-    k = sequences.critical(1.0, alpha)  # k at progress 1 is that of the tuning
-    assert k > stats.norm.isf(alpha / 2)
+    assert sequences.critical(1.0, alpha) > stats.norm.isf(alpha / 2)
     tuned = -2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)
     theirs = margin(t, rho2, alpha) * math.sqrt(t)
     assert sequences.critical(t * rho2 / tuned, alpha) == pytest.approx(theirs, rel=1e-9)
