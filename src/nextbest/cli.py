@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,6 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from nextbest import __version__
+from nextbest.cli_measure import experiment_app
+from nextbest.cli_options import HERE, Json, ProjectDir
+from nextbest.cli_options import show_json as _show
 from nextbest.errors import InternalError, NextbestError, UsageError
 
 app = typer.Typer(
@@ -25,12 +27,7 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
-
-ProjectDir = Annotated[
-    Path, typer.Option("--project", help="Folder of the project.", show_default="this folder")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-HERE = Path()
+app.add_typer(experiment_app, name="experiment")
 
 # What typer raises for a misuse: it exports only the children of this class.
 _Misuse: type[Exception] = typer.BadParameter.__mro__[1]
@@ -106,10 +103,6 @@ def _as_ours(error: Any) -> NextbestError:
         str(error) or "it says no more",
         action="This is a fault of nextbest; NEXTBEST_DEBUG=1 shows the details to report.",
     )
-
-
-def _show(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str, allow_nan=False))
 
 
 def _version(value: bool) -> None:
@@ -191,7 +184,7 @@ def train(
     project: ProjectDir = HERE,
     json_: Json = False,
 ) -> None:
-    """Train models beside their baselines, and register new versions."""
+    """Train models beside their baselines; register new versions."""
     from nextbest import jobs, show
     from nextbest.project import Project
 
@@ -289,7 +282,7 @@ def rollback(
     reason: Annotated[str | None, typer.Option(help="Kept with the version.")] = None,
     json_: Json = False,
 ) -> None:
-    """Give the champion's place back to the version before it."""
+    """Give the champion's place back to the one before it."""
     from nextbest.project import Project
 
     opened = Project.open(project)

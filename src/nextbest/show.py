@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nextbest.data.contract import TableReport
     from nextbest.data.features import Feature
     from nextbest.learn.train import TrainResult
+    from nextbest.measure.comparison import Comparison
+    from nextbest.measure.experiment import Reading
 
 # The figures that a summary shows, in this order, where a model has them.
 _SHOWN = ("auc", "average_precision", "brier", "lift_at_10", "mae", "pearson_r", "aggregate_ratio")
@@ -178,6 +180,43 @@ def _fates(offers: Iterable[Mapping[str, Any]]) -> Group:
             offer["fate"]["reason"],
         )
     return _titled("What became of each offer", table)
+
+
+def experiment(found: Reading) -> Iterator[Any]:
+    """Show what an experiment says: customers per arm, then a sentence for each comparison."""
+    from nextbest.measure.words import amount
+
+    counts = _table("arm", "customers", "planned share", right=("customers",))
+    for arm, n in found.balance.counts.items():
+        planned = found.balance.shares.get(arm)
+        counts.add_row(arm, f"{n:,}", "–" if planned is None else f"{planned:.1%}")
+    yield _titled("Customers per arm", counts)
+    yield f"Assignment {found.balance.message}."
+    if found.left_out:
+        yield f"{found.left_out:,} customers got the fallback list: drawn into no arm, left out."
+    for title, comparisons in (("Everybody", found.overall), ("Segments", found.segments)):
+        if not comparisons:
+            continue
+        yield f"\n{title}"
+        for c in comparisons:
+            yield f"- {c.verdict}"
+            if c.mean is not None and c.mean_against is not None:
+                means = [amount(m, is_rate=c.is_rate) for m in (c.mean, c.mean_against)]
+                unit = "%" if c.is_rate else ""
+                yield (f"  {c.question.arm} {means[0]}{unit} of {c.n:,}, "
+                       f"{c.question.against} {means[1]}{unit} of {c.n_against:,}"
+                       + _beside(c))  # fmt: skip
+
+
+def _beside(c: Comparison) -> str:
+    if c.measured is None:
+        return ""
+    reduced = c.measured.variance_reduction
+    words = f"; the value before took away {reduced:.1%} of the variance" if reduced else ""
+    if c.measured.ratio is None:
+        return f"; {c.measured.no_ratio}{words}"
+    r = c.measured.ratio
+    return f"; ratio {r.value:.2f} [{r.low:.2f}, {r.high:.2f}] at one look{words}"
 
 
 Step = Callable[[str], None]

@@ -1,0 +1,185 @@
+"""The commands that measure: plan an experiment, and read it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nextbest.cli_options import HERE, Json, ProjectDir, show_json
+from nextbest.errors import UsageError
+
+if TYPE_CHECKING:
+    from nextbest.measure.experiment import Reading
+
+experiment_app = typer.Typer(
+    help="Experiments: how many customers they need, and what they say.", no_args_is_help=True
+)
+
+_DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+
+
+@experiment_app.command("plan")
+def plan(
+    baseline: Annotated[float, typer.Option(help="The holdout's mean; a rate is 0 to 1.")],
+    effect: Annotated[
+        float | None, typer.Option(help="Smallest difference worth finding, in the same unit.")
+    ] = None,
+    customers: Annotated[
+        int | None, typer.Option(min=1, help="Instead: what so many customers can find.")
+    ] = None,
+    spread: Annotated[
+        float | None, typer.Option(help="Standard deviation of an amount; none for a rate.")
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="Share of customers held out.")] = 0.1,
+    alpha: Annotated[float, typer.Option(help="Chance of finding what is not there.")] = 0.05,
+    power: Annotated[float, typer.Option(help="Chance of finding the effect.")] = 0.8,
+    before_r2: Annotated[
+        float, typer.Option(help="R² of the outcome on the value before (CUPED).")
+    ] = 0.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="One look at the end, instead of daily looks.")
+    ] = False,
+    per_day: Annotated[float | None, typer.Option(help="Customers who enter per day.")] = None,
+    window_days: Annotated[
+        int, typer.Option(help="Days until a customer's outcome is complete.")
+    ] = 0,
+    json_: Json = False,
+) -> None:
+    """Say how many customers and days an experiment needs, or what it can find."""
+    from nextbest.measure.plan import Plan
+
+    if (effect is None) == (customers is None):
+        raise UsageError("experiment plan", "the question is not clear",
+                         expected="either --effect or --customers")  # fmt: skip
+    # To find the effect from the customers any effect will do to begin with.
+    start = effect if effect is not None else (1.0 if spread else (1 - baseline) / 2)
+    asked = Plan(
+        baseline=baseline, effect=start, spread=spread, holdout_share=holdout, alpha=alpha,
+        power=power, before_r2=before_r2, looks="once" if once else "daily",
+        customers_per_day=per_day, window_days=window_days,
+    )  # fmt: skip
+    if customers is not None:
+        found = asked.detectable(customers)
+        if json_:
+            show_json({"customers": customers, "detectable_effect": found})
+        else:
+            print(f"{customers:,} customers, {holdout:.0%} held out, find a difference of "
+                  f"{found:.4g} with {power:.0%} power.")  # fmt: skip
+        return
+    sizing = asked.size()
+    if json_:
+        show_json(sizing.to_dict())
+        return
+    print(f"{sizing.customers:,} customers: {sizing.treated:,} treated, "
+          f"{sizing.holdout:,} held out.")  # fmt: skip
+    if sizing.days is not None:
+        print(f"{sizing.days:,} days, the last outcomes included.")
+    if not once:
+        print(f"Read daily. With one look at the end {sizing.one_look_customers:,} would do.")
+
+
+@experiment_app.command("read")
+def read(
+    project: ProjectDir = HERE,
+    file: Annotated[
+        Path | None, typer.Option(help="A .parquet or .csv file instead of the project's tables.")
+    ] = None,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(help="Outcome, or a ratio such as revenue/orders; repeatable."),
+    ] = None,
+    by: Annotated[list[str] | None, typer.Option(help="Column of segments; repeatable.")] = None,
+    before: Annotated[
+        str | None, typer.Option(help="Column with the value before (CUPED), in a file.")
+    ] = None,
+    arm: Annotated[str, typer.Option(help="Arm that all others are compared with.")] = "policy",
+    control: Annotated[
+        str | None, typer.Option(help="Instead: compare all others with this one.")
+    ] = None,
+    share: Annotated[
+        list[str] | None, typer.Option(help="Planned share, as no_contact=0.1; repeatable.")
+    ] = None,
+    start: Annotated[
+        datetime | None, typer.Option("--from", formats=_DATES, help="Start, UTC (tables).")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=_DATES, help="End, UTC; of the data if not given.")
+    ] = None,
+    contact_cost: Annotated[
+        float | None, typer.Option(help="Cost of a contact, for margin and clv.")
+    ] = None,
+    retained_days: Annotated[
+        int, typer.Option(help="Retained: bought in the last so many days.")
+    ] = 60,
+    planned: Annotated[
+        int | None, typer.Option(help="Customers planned; all of them for the tables.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Chance of a false finding.")] = 0.05,
+    once: Annotated[
+        bool, typer.Option("--once", help="This is the one look that was planned.")
+    ] = False,
+    correction: Annotated[str, typer.Option(help="For many segments: holm or bh.")] = "holm",
+    json_: Json = False,
+) -> None:
+    """Say what the policy earned against the holdout and every other arm."""
+    from nextbest import show
+    from nextbest.measure.collect import collect, open_file, outcome_of
+    from nextbest.measure.experiment import DEFAULT_PLANNED, Design, read
+    from nextbest.measure.tables import BEFORE, Watch, customers
+    from nextbest.project import Project
+
+    names, segments = outcome or [], by or []
+    where = str(file or "experiment")
+    with show.steps(quiet=json_) as step:
+        if file is not None:
+            if not names:
+                raise UsageError("--outcome", "no column is named", expected="--outcome COLUMN")
+            step("read the file")
+            table = open_file(file)
+        else:
+            if start is None:
+                raise UsageError("--from", "the start of the experiment is not given",
+                                 expected="--from DATE, or --file FILE")  # fmt: skip
+            names, before = names or ["conversion", "revenue"], BEFORE
+            step("read and check the data")
+            history = Project.open(project).history()
+            watch = Watch(start, until or history.observed_until, contact_cost, retained_days)
+            table = customers(history, watch, names, segments)
+        outcomes = [outcome_of(name, before) for name in names]
+        step("compare the arms")
+        cells = collect(table, outcomes, segments, where=where)
+        # Where everybody entered on the first day, all are planned; else the plan must be told.
+        expected = planned or (DEFAULT_PLANNED if file else sum(c.n for c in cells))
+        design = Design(
+            arm=arm, control=control, shares=_shares(share) if share else None, alpha=alpha,
+            looks="once" if once else "daily", planned=expected,
+            correction=correction,  # type: ignore[arg-type]  # checked by Design
+        )  # fmt: skip
+        found = read(cells, outcomes, design, segments)
+    if json_:
+        show_json(found.to_dict())
+    else:
+        show.out(*show.experiment(found))
+    _refuse(found)
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    """Read ``arm=share`` pairs."""
+    found = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            name = ""
+        if not name.strip():
+            raise UsageError("--share", "not a share of an arm", expected="ARM=NUMBER", got=text)
+    return found
+
+
+def _refuse(found: Reading) -> None:
+    if found.blocked:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Measurement: what the decisions were worth, from what happened after them."""
