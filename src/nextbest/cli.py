@@ -14,6 +14,7 @@ import typer
 
 from nextbest import __version__
 from nextbest.errors import InternalError, NextbestError, UsageError
+from nextbest.evaluate import evaluate
 
 app = typer.Typer(
     name="nextbest",
@@ -407,6 +408,9 @@ def demo(
     from nextbest.project import Project
 
     run(Project.open(project), as_json=json_)
+
+
+app.command()(evaluate)
 
 
 @keys_app.command("create")

@@ -1,0 +1,1 @@
+"""What decisions were worth: measured by experiments, and by replaying logged choices."""
