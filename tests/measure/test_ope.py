@@ -204,7 +204,7 @@ def test_the_order_of_rows_does_not_matter(seed):
         assert [a.value, a.low, a.high] == pytest.approx([b.value, b.low, b.high], rel=1e-6)
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(st.integers(0, 10_000))
 def test_an_offer_that_nobody_chooses_changes_nothing(seed):
     log, target, _ = small_log(seed, n=300)
@@ -294,16 +294,14 @@ def test_the_switch_threshold_has_the_least_risk_of_the_papers_rule(full):
 
 def test_switching_helps_where_a_few_weights_are_enormous():
     """Rare logged choices and a good model: switch_dr has a fraction of dr's error."""
-    response = np.array([[0.5, 0.5]])
-    logging = np.array([[0.999, 0.001]])
-    world = World(response, np.ones((1, 2)) * 0.01, logging, np.array([[0.99, 0.01]]), np.ones(1))
+    logging, wanted = np.array([[0.9996, 0.0004]]), np.array([[0.98, 0.02]])
+    world = World(np.full((1, 2), 0.5), np.ones((1, 2)), logging, wanted, np.ones(1))
     errors = defaultdict(list)
-    for seed in range(200):
-        log, target, _ = world.draw(seed, 500)
-        for name, rows in row_values(log, target, np.full((500, 2), 0.005)).items():
+    for seed in range(400):
+        log, target, _ = world.draw(seed, 200)
+        for name, rows in row_values(log, target, np.full((200, 2), 0.5)).items():
             errors[name].append((rows.mean() - world.truth) ** 2)
-    assert np.mean(errors["switch_dr"]) <= np.mean(errors["dr"])
-    assert np.mean(errors["dr"]) < np.mean(errors["ips"])
+    assert np.mean(errors["switch_dr"]) < 0.75 * np.mean(errors["dr"])
 
 
 # ------------------------------------------------------------------ the reward model
@@ -341,15 +339,15 @@ def test_the_model_in_closed_form(binary):
 
 
 def test_the_default_model_finds_what_the_context_says():
-    log, _, kind = explorer().draw(1, 6_000)
+    log, _, kind = uniform().draw(1, 6_000)
     q = predict(log)
     means = np.array([q[kind == k].mean(axis=0) for k in range(3)])
-    assert np.corrcoef(means.ravel(), explorer().mean.ravel())[0, 1] > 0.6
+    assert np.corrcoef(means.ravel(), uniform().mean.ravel())[0, 1] > 0.9
     assert not np.isnan(predict(dataclasses.replace(log, context=log.context * np.nan))).any()
 
 
 def test_a_model_that_cannot_be_fitted_is_said_so():
-    log, target, _ = explorer().draw(0, 500)
+    log, target, _ = uniform().draw(0, 500)
     with pytest.raises(FitError, match="reward model: LogisticRegression could not"):
         ope.evaluate(dataclasses.replace(log, reward=log.reward + 0.5), target,
                      model=LogisticRegression())  # fmt: skip

@@ -108,7 +108,7 @@ def test_what_is_wrong_with_a_log_is_said(made, change, problem):
 
 def test_a_target_must_cover_the_log(made):
     log, target = frames(*made)
-    with pytest.raises(DataError, match="row for each of the 1,500 decisions.*none for 7 of them"):
+    with pytest.raises(DataError, match=r"row for each of the 1,500 decisions.*none for 7 of them"):
         pair_of(log, target.iloc[7:])
 
 
@@ -197,3 +197,10 @@ def test_a_gate_that_refuses_is_exit_code_1(cli: Run, files: tuple[Path, Path], 
 def test_a_page_that_cannot_be_written(made, tmp_path):
     with pytest.raises(UsageError, match="the page cannot be written there"):
         page.write(ope.evaluate(*made), tmp_path / "no" / "page.html")
+
+
+def test_the_manual_lists_every_column_of_a_log():
+    text = (Path(__file__).parents[2] / "serving" / "README.md").read_text()
+    for name, meaning in ope.LOG_COLUMNS.items():
+        assert f"| `{name}` | " in text
+        assert meaning.lower() in text.lower(), name

@@ -73,14 +73,15 @@ def predict(log: LoggedPolicy, model: Any = None, count: int = FOLDS) -> Array:
     q = np.empty((len(log), log.n_actions))
     for k in range(count):
         rows, others = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-        design = np.hstack([known[others], np.eye(log.n_actions)[log.action[others]]])
+        seen = known[:, ~np.isnan(known[others]).all(axis=0)]
+        design = np.hstack([seen[others], np.eye(log.n_actions)[log.action[others]]])
         if np.ptp(log.reward[others]) == 0:
             q[rows] = log.reward[others[0]]  # All the same: there is nothing to fit.
             continue
         try:
             fitted = clone(model).fit(design, log.reward[others])
             for action in range(log.n_actions):
-                q[rows, action] = _predicted(fitted, known[rows], action, log.n_actions)
+                q[rows, action] = _predicted(fitted, seen[rows], action, log.n_actions)
         except (ValueError, TypeError) as error:
             raise FitError(
                 "reward model", f"{type(model).__name__} could not be fitted or predict",
