@@ -16,6 +16,7 @@ from nextbest.cli_measure import experiment_app
 from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
 from nextbest.errors import InternalError, NextbestError, UsageError
+from nextbest.evaluate import evaluate
 
 app = typer.Typer(
     name="nextbest",
@@ -407,6 +408,9 @@ def demo(
     from nextbest.project import Project
 
     run(Project.open(project), as_json=json_)
+
+
+app.command()(evaluate)
 
 
 @keys_app.command("create")
