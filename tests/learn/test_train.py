@@ -31,9 +31,9 @@ from nextbest.data.labels import NoPurchase
 from nextbest.errors import DataError
 from nextbest.learn import artifact
 from nextbest.learn.baselines import SingleFeature
-from nextbest.learn.estimators import blend, linear
+from nextbest.learn.estimators import blend, linear, seeded
 from nextbest.learn.registry import Registry
-from nextbest.learn.train import TrainResult, _seeded, train
+from nextbest.learn.train import TrainResult, train
 from nextbest.project import Project
 
 ROOT = Path(__file__).parents[2]
@@ -281,13 +281,13 @@ def test_a_model_file_may_leave_out_what_a_smaller_shop_never_had(toy: Toy, tmp_
 def test_the_seed_goes_wherever_none_was_set() -> None:
     estimator = blend({"trees": LGBMClassifier(), "set": LGBMClassifier(random_state=5),
                        "linear": linear()})  # fmt: skip
-    seeded = _seeded(estimator, 11)
-    members = dict(seeded.estimators)
+    copy = seeded(estimator, 11)
+    members = dict(copy.estimators)
     assert members["trees"].random_state == 11
     assert members["set"].random_state == 5
     assert members["linear"].named_steps["logistic"].random_state == 11
     assert dict(estimator.estimators)["trees"].random_state is None
-    assert _seeded(LogisticRegression(C=3), 2).get_params()["C"] == 3
+    assert seeded(LogisticRegression(C=3), 2).get_params()["C"] == 3
 
 
 # ------------------------------------------------------------------ on real data
