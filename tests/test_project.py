@@ -172,7 +172,8 @@ SETTINGS = [
     ('order = ["propensity", "churn", "hvc", "clv"]', 'order = "churn"', "jobs.order is wrong"),
     ('order = ["propensity", "churn", "hvc", "clv"]', "order = [1]", "jobs.order is wrong"),
     ('"hvc", "clv"]', '"hvc", "cvl"]', 'jobs.order names "cvl". Must be the name of a file'),
-    ("[jobs]", "[job]", 'has no setting "job". Must be one of project, data, jobs, gates, models'),
+    ("[jobs]", "[job]", 'has no setting "job". Must be one of project, data, jobs, gates, leakage, '
+     "drift, models"),
     ("[project]", "project = 1\n[x]", "project is wrong. Must be a table [project]; got 1."),
     ("min_positives = 20", 'min_positives = "20"', "gates.min_positives is wrong. Must be a"),
     ("min_positives = 20", "min_positives = true", "gates.min_positives is wrong. Must be a"),

@@ -180,7 +180,7 @@ def evaluate(
     order = descending(b)
     if order is not None:
         a, b = a[order], b[order]
-        customers = None if customers is None else np.asarray(customers, dtype=object)[order]
+        customers = clusters(customers, a.size)[0][order]
     statistics = [_build(name, a, b, share) for name in names]
     values = [_whole(statistic, a.size) for statistic in statistics]
     draws = _resampled(statistics, a.size, resamples, seed, customers)

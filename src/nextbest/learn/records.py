@@ -110,20 +110,22 @@ def git_tags(folder: Path) -> dict[str, str]:
     """
     while not folder.exists():
         folder = folder.parent
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--", ":/", ":(exclude,top)**/.nextbest")
-    except (OSError, subprocess.SubprocessError):
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
         return {}
-    return {
-        "mlflow.source.git.commit": commit,
-        "nextbest.git_dirty": str(bool(changed)).lower(),
-    }
+    everything = (":/", ":(exclude,top,glob)**/.nextbest/**")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *everything)
+    dirty = {} if changed is None else {"nextbest.git_dirty": str(bool(changed)).lower()}
+    return {"mlflow.source.git.commit": commit, **dirty}
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers, or None where there is no git, no repository, or no answer in time."""
     command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
     return done.stdout.strip()
 
 

@@ -5,7 +5,7 @@ every day, the days since the last campaign jump with every campaign, and what i
 long window changes while the data are younger than the window. So a feature is named only where
 
 - it does not go one way by nature (a total, a tenure: it never falls for the same customer),
-- it lies further from the training rows than any moment of them did, and than the test slice did,
+- its index exceeds, by the limit, that of every moment of the training rows and of the test slice,
 - it has moved against the test slice too, the latest rows on which the model is known to hold.
 
 The size and the test of each comparison are those of `nextbest.learn.drift`.
@@ -169,7 +169,7 @@ def watch(
         usual, fixed = memory["usual"], tuple(memory["one_way"])
         report = drift.drift(training, frame, scores, limits)
         since_test = {d.name: d for d in drift.drift(tested, frame, None, limits).features}
-        news = [_news(d, since_test[d.name], float(usual[d.name])) for d in report.features]
+        news = [_news(d, since_test[d.name], float(usual[d.name]), limits) for d in report.features]
         share = float(training["independent_share"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
@@ -190,12 +190,16 @@ def watch(
     return Watch(replace(report, features=tuple(news)), fixed, known, rates)
 
 
-def _news(since_training: FeatureDrift, since_test: FeatureDrift, usual: float) -> FeatureDrift:
-    """A move counts as far as both comparisons say so, and only beyond what was seen before."""
-    statuses = {since_training.status, since_test.status}
-    if "ok" in statuses or since_training.psi <= usual:
-        return replace(since_training, status="ok")
-    return replace(since_training, status="watch" if "watch" in statuses else "alarm")
+def _news(
+    since_training: FeatureDrift, since_test: FeatureDrift, usual: float, limits: DriftLimits
+) -> FeatureDrift:
+    """A move counts as far as both comparisons say so, and by how far it exceeds the usual."""
+    excess = since_training.psi - usual
+    beyond = "ok" if excess < limits.psi_watch else "watch"
+    beyond = "alarm" if excess >= limits.psi_alarm else beyond
+    statuses = {since_training.status, since_test.status, beyond}
+    status: drift.Status = "watch" if "watch" in statuses else "alarm"
+    return replace(since_training, status="ok" if "ok" in statuses else status)
 
 
 def against_test(

@@ -79,11 +79,13 @@ class CustomerLifetimeValue(Estimator):
         """What is wrong with the settings: problem, what must be, what was found."""
         found = []
         kinds = ", ".join(PURCHASE_MODELS)
-        if not self.candidates or not all(isinstance(c, PurchaseModel) for c in self.candidates):
+        given: tuple[Any, ...] = self.candidates
+        if not given or not all(isinstance(c, PurchaseModel) for c in given):
             shown = f"a {kinds}, or a list of them"
             found.append(('"purchase_model" is not one', shown, _shown(self.purchase_model)))
-        if not isinstance(self.spend_model, GammaGamma):
-            found.append(('"spend_model" is not one', "a GammaGamma", _shown(self.spend_model)))
+        spend: Any = self.spend_model
+        if not isinstance(spend, GammaGamma):
+            found.append(('"spend_model" is not one', "a GammaGamma", _shown(spend)))
         return found
 
     def fit(self, rfm: pd.DataFrame) -> Self:
