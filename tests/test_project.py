@@ -249,6 +249,10 @@ def test_a_baseline_over_another_span_is_named(fresh: Path) -> None:
         "121, as models.clv.evaluation_days in training/training.toml; got horizon_days=120. "
         "Leave horizon_days of the baseline out: it then follows."
     )
+
+
+def test_a_baseline_that_leaves_its_span_open_follows(fresh: Path) -> None:
+    edit(fresh, "training/training.toml", "evaluation_days = 120", "evaluation_days = 121")
     edit(fresh, "models/clv.py", ", horizon_days=120, name", ", name")
     assert faults(fresh) == []
 
