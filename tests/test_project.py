@@ -215,7 +215,7 @@ SETTINGS = [
     ("[gates]", "[drift]\npsi_watch = 0.3\n[gates]",
      "drift.psi_watch is too large. Must be at most drift.psi_alarm; got 0.3 and 0.25"),
     ("every_days = 60", "every_days = 60\nsearch = 3", "models.churn.search is wrong."),
-    ("every_days = 60", "every_days = 60\n[models.churn.search]\nlogistic__c = {low=1,high=2}",
+    ("cut = 2023-10-01", "cut = 2023-10-01\nsearch = {logistic__c={low=1,high=2}}",
      'models.churn.search.logistic__c: the estimator has no such setting. Did you mean'),
     ("evaluation_days = 120", "evaluation_days = 120\n[models.clv.search]\nx = {low=1,high=2}",
      "[models.clv.search] is not possible"),
