@@ -17,5 +17,5 @@ model = Model(
         horizon_days=365,
         discount_rate_per_year=0.10,
     ),
-    baseline=RunRate("spend_91d", window_days=91, horizon_days=183, name="last 91 days' rate"),
+    baseline=RunRate("spend_91d", window_days=91, name="last 91 days' rate"),
 )

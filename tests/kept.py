@@ -55,7 +55,7 @@ def run(
         plan = replace(project.plan(project.model(name)), **changes.get("plan", {}))
         found[name] = train(
             model, plan, history, project.groups, kept,
-            dataset="shop", seed=project.settings.seed,
+            dataset="shop", seed=project.settings.seed, trials=changes.get("trials", 0),
             progress=changes.get("progress", lambda step: None),
         )  # fmt: skip
     return found

@@ -208,16 +208,18 @@ def test_every_setting_of_training_toml(tmp_path: Path) -> None:
     project = copy_rooms(tmp_path)
     file = project / "training" / "training.toml"
     text = file.read_text(encoding="utf-8")
-    for heading in ("[project]", "[data]", "[jobs]", "[gates]", "[models.churn]"):
+    for heading in ("[project]", "[data]", "[jobs]", "[gates]", "[leakage]", "[drift]",
+                    "[models.churn]"):  # fmt: skip
         assert f"\n{heading}\n" in text
         text = text.replace(f"\n{heading}\n", f"\n{heading}\nnonsense = 1\n")
     file.write_text("nonsense = 1\n" + text, encoding="utf-8")
     found = [f for f in Project.open(project).faults() if '"nonsense"' in f.problem]
     known = {f.problem.partition("has no")[0].strip(): f.expected for f in found}
-    assert len(known) == 6
+    assert len(known) == 8
     headings = {
         "[project]": "[project]", "[data]": "[data]", "[jobs]": "[jobs]",
         "[gates]": "[gates], and [models.NAME.gates] for one model",
+        "[leakage]": "[leakage]", "[drift]": "[drift]",
         "[models.churn]": "[models.NAME]",
     }  # fmt: skip
     assert {*known[""].removeprefix("one of ").split(", ")} == {
@@ -249,6 +251,10 @@ def test_the_defaults_of_training_toml(tmp_path: Path) -> None:
     gates = "[gates], and [models.NAME.gates] for one model"
     for field in dataclasses.fields(Gates):
         assert default(gates, field.name) == shown(getattr(plan.gates, field.name)), field.name
+    for limits, heading in ((plan.leakage, "[leakage]"), (plan.drift, "[drift]")):
+        for field in dataclasses.fields(limits):
+            assert default(heading, field.name) == shown(getattr(limits, field.name)), field.name
+    assert default("[drift]", "gate") == shown(plan.drift_gate)
     for name in ("evaluation_days", "folds"):
         assert default("[models.NAME]", name) == shown(getattr(plan, name)), name
         assert getattr(plan, name) == {f.name: f.default for f in dataclasses.fields(Plan)}[name]
@@ -272,6 +278,7 @@ def test_every_gate_is_explained() -> None:
     rows = table("training/README.md", "Gates, and who moves the champion", "gate")
     source = (ROOT / "src/nextbest/learn/gates.py").read_text()
     source += (ROOT / "src/nextbest/jobs.py").read_text()
+    source += (ROOT / "src/nextbest/learn/train.py").read_text()
     for name in rows:
         assert f'"{name}"' in source, name
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toyshop
-from commands import Toy
+from commands import Run, Toy
 from test_project import edit
 
-from nextbest import jobs
+from nextbest import jobs, show
 from nextbest.data.contract import History
 from nextbest.data.profiles import Profiles
 from nextbest.errors import (
@@ -225,6 +227,89 @@ def test_data_that_no_longer_feed_a_model_are_named(shop: Path) -> None:
     with pytest.raises(DataError, match=r'model "churn": the data no longer feed 1 .* wine_lines'):
         jobs.refresh(project, project.history(), project.registry())
     assert (project.serving_state / "current.json").read_bytes() == before
+
+
+def test_refresh_says_that_nothing_moved_in_a_shop_that_goes_on(toy: Toy) -> None:
+    drift = toy.said["refresh"].json["drift"]
+    assert set(drift) == {"propensity", "churn", "clv"}
+    for name, found in drift.items():
+        assert found["status"] == "ok", (name, found)
+        (line,) = found["lines"]
+        assert line.startswith("nothing has moved since training (")
+    (file,) = (toy.root / ".nextbest" / "drift").iterdir()
+    kept = json.loads(file.read_text())
+    assert kept["churn"]["version"] == 2 and kept["churn"]["score"]["name"] == "score"
+    assert {f["name"] for f in kept["churn"]["features"]} >= {"spend_28d", "wine_lines"}
+    # An offer model is watched by whom it was asked about, not by what was sent.
+    assert "offer_type" not in {f["name"] for f in kept["propensity"]["features"]}
+    assert kept["propensity"]["score"] is None
+    assert [f["name"] for f in kept["clv"]["features"]] == ["monetary_value"]
+
+
+def test_refresh_names_what_moved(shop: Path) -> None:
+    edit(shop, "training/sources.py", 'shop.read_parquet(DATA / "transactions.parquet")',
+         'shop.read_parquet(DATA / "transactions.parquet").mutate(amount=lambda t: '
+         't.amount * (t.ordered_at > ibis.timestamp("2023-10-20")).ifelse(8.0, 1.0))')  # fmt: skip
+    project = Project.open(shop)
+    found = jobs.refresh(project, project.history(), project.registry())
+    watched = found.drift["churn"]
+    assert not isinstance(watched, str)
+    assert watched.status == "alarm"
+    assert "spend_28d" in watched.report.named("alarm")
+    assert "orders_28d" in watched.report.named("ok")
+    said = list(show.drift(found.drift))
+    assert any(s.startswith("   - spend_28d: alarm; ") and "PSI" in s for s in said)
+
+
+def test_a_champion_from_before_is_served_and_said_to_be_unwatched(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextbest.learn.watch.FILE", "no_such_file.json")
+    project = Project.open(shop)
+    found = jobs.refresh(project, project.history(), project.registry())
+    said = list(show.drift(found.drift))
+    assert said[0] == (
+        "propensity: drift is unknown, as its run keeps no reference; "
+        "train it again to have it watched."
+    )
+    assert found.to_dict()["drift"]["churn"]["status"] == "unknown"
+
+
+# ------------------------------------------------------------------ tune
+
+
+def test_tuning_without_optuna_or_a_search_space_says_so_before_any_work(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.open(fresh)
+    history = project.history()
+
+    def tune(name: str) -> str:
+        with pytest.raises(NextbestError) as caught:
+            jobs.train(project, [name], history, NoRegistry(), tune=3)
+        return str(caught.value)
+
+    assert "tune clv: it gives no probability" in tune("clv")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert tune("churn") == (
+        'tune churn: Optuna is not installed. Run `pip install "nextbest[tune]"`.'
+    )
+    monkeypatch.undo()
+    pytest.importorskip("optuna", reason='pip install "nextbest[tune]"')
+    assert "there is nothing to search" in tune("churn")
+
+
+def test_the_command_tunes_and_shows_both_figures(cli: Run, trainable: Path) -> None:
+    pytest.importorskip("optuna", reason='pip install "nextbest[tune]"')
+    edit(trainable, "training/training.toml", "[models.hvc]",
+         "[models.churn.search]\nlogistic__C = {low=0.001, high=1, log=true}\n"
+         "[models.hvc]")  # fmt: skip
+    ran = cli("train", "churn", "--tune", "2", "--project", trainable)
+    assert ran.code == 0, ran.err
+    assert "churn was tuned on its training side. 2 trials: " in ran.out
+    assert "… churn: tune, trial 2 of 2: log loss" in ran.err
+    refused = cli("train", "--tune", "2", "--project", trainable)
+    assert refused.code == 2 and "--tune" in refused.err
 
 
 # ------------------------------------------------------------------ check

@@ -172,7 +172,8 @@ SETTINGS = [
     ('order = ["propensity", "churn", "hvc", "clv"]', 'order = "churn"', "jobs.order is wrong"),
     ('order = ["propensity", "churn", "hvc", "clv"]', "order = [1]", "jobs.order is wrong"),
     ('"hvc", "clv"]', '"hvc", "cvl"]', 'jobs.order names "cvl". Must be the name of a file'),
-    ("[jobs]", "[job]", 'has no setting "job". Must be one of project, data, jobs, gates, models'),
+    ("[jobs]", "[job]", 'has no setting "job". Must be one of project, data, jobs, gates, leakage, '
+     "drift, models"),
     ("[project]", "project = 1\n[x]", "project is wrong. Must be a table [project]; got 1."),
     ("min_positives = 20", 'min_positives = "20"', "gates.min_positives is wrong. Must be a"),
     ("min_positives = 20", "min_positives = true", "gates.min_positives is wrong. Must be a"),
@@ -197,6 +198,27 @@ SETTINGS = [
     ("train_from = 2022-09-01\nevery_days = 60", "train_from = 0001-01-01\nevery_days = 1",
      "models.churn.train_from is too far back. Must be at most 1,000 moments; got 7"),
     ("every_days = 60", "every_days = 60\ntest = 2023-11-01", "models.churn.test is wrong."),
+    ("[gates]", "[leakage]\nseparate_auc = 0.9\n[gates]",
+     '[leakage] has no setting "separate_auc". Must be one of separates_auc'),
+    ("[gates]", "[leakage]\nlevel = 1.5\n[gates]",
+     "leakage.level is wrong. Must be a number from 0 to 1; got 1.5"),
+    ("[gates]", "[leakage]\napart_features = 0\n[gates]",
+     "leakage.apart_features is wrong. Must be a whole number from 1 to 1000; got 0"),
+    ("[gates]", '[leakage]\naccepted = ["spend_28d"]\n[gates]', "leakage.accepted is wrong."),
+    ("[gates]", '[leakage.accepted]\nspend_28d = ""\n[gates]',
+     "leakage.accepted.spend_28d is wrong. Must be the reason why it is no leak"),
+    ("[gates]", "[drift]\npsi_alarms = 0.9\n[gates]", 'Did you mean "psi_alarm"?'),
+    ("[gates]", '[drift]\ngate = "on"\n[gates]',
+     'drift.gate is wrong. Must be "off", "watch" or "alarm"; got \'on\''),
+    ("[gates]", "[drift]\nodds_watch = 0.5\n[gates]",
+     "drift.odds_watch is wrong. Must be a number from 1 up; got 0.5"),
+    ("[gates]", "[drift]\npsi_watch = 0.3\n[gates]",
+     "drift.psi_watch is too large. Must be at most drift.psi_alarm; got 0.3 and 0.25"),
+    ("every_days = 60", "every_days = 60\nsearch = 3", "models.churn.search is wrong."),
+    ("cut = 2023-10-01", "cut = 2023-10-01\nsearch = {logistic__c={low=1,high=2}}",
+     'models.churn.search.logistic__c: the estimator has no such setting. Did you mean'),
+    ("evaluation_days = 120", "evaluation_days = 120\n[models.clv.search]\nx = {low=1,high=2}",
+     "[models.clv.search] is not possible"),
     ("every_days = 60", "every_days = 60\ntest = []", "models.churn.test is wrong. Must be a list"),
     ("every_days = 60", 'every_days = 60\ntest = ["x"]', "models.churn.test is not a day"),
     ("every_days = 60", "every_days = 60\ntest = [2020-01-01]", "models.churn.test is before the"),
@@ -210,6 +232,29 @@ def test_each_wrong_setting_is_named(fresh: Path, old: str, new: str, said: str)
     assert found and all(f.startswith("training/training.toml: ") for f in found)
     if "no model" not in said and "jobs.order names" not in said:  # only check looks for these
         assert said in failure(lambda: jobs.trainable(Project.open(fresh), []))
+
+
+def test_an_accepted_feature_must_be_one(fresh: Path) -> None:
+    edit(fresh, "training/training.toml", "[gates]",
+         '[leakage.accepted]\nspend_28 = "known at the till"\n[gates]')  # fmt: skip
+    (said,) = faults(fresh, data=True)
+    assert 'leakage.accepted names "spend_28"' in said and 'Did you mean "spend_28d"?' in said
+
+
+def test_a_baseline_over_another_span_is_named(fresh: Path) -> None:
+    edit(fresh, "training/training.toml", "evaluation_days = 120", "evaluation_days = 121")
+    (said,) = faults(fresh)
+    assert said == (
+        "models/clv.py: the baseline looks over another span than the model is tested on. Must be "
+        "121, as models.clv.evaluation_days in training/training.toml; got horizon_days=120. "
+        "Leave horizon_days of the baseline out: it then follows."
+    )
+
+
+def test_a_baseline_that_leaves_its_span_open_follows(fresh: Path) -> None:
+    edit(fresh, "training/training.toml", "evaluation_days = 120", "evaluation_days = 121")
+    edit(fresh, "models/clv.py", ", horizon_days=120, name", ", name")
+    assert faults(fresh) == []
 
 
 def test_a_models_table_that_is_no_table_is_named(fresh: Path) -> None:

@@ -184,17 +184,24 @@ def train(
     ] = None,
     project: ProjectDir = HERE,
     json_: Json = False,
+    tune: Annotated[
+        int, typer.Option("--tune", min=0, help="Try so many settings of the search space first.")
+    ] = 0,
 ) -> None:
     """Train models beside their baselines; register new versions."""
     from nextbest import jobs, show
     from nextbest.project import Project
 
+    if tune and not models:
+        raise UsageError(
+            "--tune", "it needs a model's name", expected="nextbest train MODEL --tune N"
+        )
     opened = Project.open(project)
     jobs.trainable(opened, models or [])
     with show.steps(quiet=json_) as step:
         step("read and check the data")
         history = opened.history()
-        results = jobs.train(opened, models or [], history, opened.registry(), step)
+        results = jobs.train(opened, models or [], history, opened.registry(), step, tune=tune)
     if json_:
         _show({"trained": [r.to_dict() for r in results]})
         return
@@ -311,6 +318,9 @@ def refresh(project: ProjectDir = HERE, json_: Json = False) -> None:
     models = ", ".join(f"{n} {v}" for n, v in result.models.items())
     print(f"{result.customers:,} profiles as of {result.as_of}, scored with {models}.")
     print(f"Bundle {result.bundle} is served from now on.")
+    show.out(*show.drift(result.drift))
+    if result.drift:
+        print(f"All figures: {result.drift_file}")
     for name in result.without_champion:
         print(f"{name} has no champion, so its score is unknown: nextbest promote {name}.")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from nextbest.errors import (
     did_you_mean,
 )
 from nextbest.project import Project, form_faults
+from nextbest.settings import SETTINGS
 
 if TYPE_CHECKING:
     from nextbest.data.contract import History
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from nextbest.learn.registry import Registry
     from nextbest.learn.scorer import LoadedModel
     from nextbest.learn.train import TrainResult
+    from nextbest.learn.watch import Watch
+    from nextbest.serve.bundle import ModelSource
 
 Progress = Callable[[str], None]
 
@@ -101,6 +106,7 @@ def _look_at_data(
     try:
         found = features(project)[0]
         faults += [f for m in project.models.values() for f in _unfed(project, m, found)]
+        faults += _unknown_accepted(project, found)
     except NextbestError as error:
         faults += error.faults
     try:
@@ -149,6 +155,18 @@ def _unfed(project: Project, model: Model, found: Iterable[Feature]) -> Iterator
             yield Fault(where, problem, expected, action=did_you_mean(name, known))
 
 
+def _unknown_accepted(project: Project, found: Iterable[Feature]) -> Iterator[Fault]:
+    """Yield the names in [leakage.accepted] that no feature of the data has."""
+    names = [f.name for f in found]
+    table = project.settings.raw.get("leakage", {})
+    accepted = table.get("accepted", {}) if isinstance(table, dict) else {}
+    for name in accepted if isinstance(accepted, dict) else ():
+        if name not in names:
+            problem = f'leakage.accepted names "{name}"'
+            expected = "a feature that the data can feed"
+            yield Fault(SETTINGS, problem, expected, action=did_you_mean(name, names))
+
+
 def features(project: Project) -> tuple[tuple[Feature, ...], tuple[str, ...]]:
     """Return every feature that the data can feed, and the groups that they cannot; reads no row.
 
@@ -187,8 +205,15 @@ def train(
     history: History,
     registry: Registry,
     progress: Progress = lambda _step: None,
+    *,
+    tune: int = 0,
 ) -> list[TrainResult]:
-    """Train models by name (all, in the order of the jobs, if none is named)."""
+    """Train models by name (all, in the order of the jobs, if none is named).
+
+    Parameters
+    ----------
+    tune : candidates to try in each model's search space before its fit; 0 for none.
+    """
     from nextbest.learn.train import train as train_one
 
     models = trainable(project, names)
@@ -196,17 +221,27 @@ def train(
     faults = [f for m in models for f in _unfed(project, m, found)]
     if faults:
         raise ConfigError(faults=faults)
+    if tune:
+        _tunable(project, models)
     results = []
     for model in models:
         with _naming_the_cause(model):
             results.append(
                 train_one(
                     model, project.plan(model), history, project.groups, registry,
-                    dataset=project.settings.name, seed=project.settings.seed,
+                    dataset=project.settings.name, seed=project.settings.seed, trials=tune,
                     progress=_named(model.name, progress),
                 )
             )  # fmt: skip
     return results
+
+
+def _tunable(project: Project, models: Iterable[Model]) -> None:
+    """Say what keeps models from being tuned before any of them is trained."""
+    from nextbest.learn.tune import require_tunable
+
+    for model in models:
+        require_tunable(model, project.plan(model).search)
 
 
 def trainable(project: Project, names: Sequence[str]) -> list[Model]:
@@ -305,6 +340,7 @@ def promote(
                 both["label"].to_numpy(),
                 both["score"].to_numpy(),
                 both["score_champion"].to_numpy(),
+                customers=both["customer_id"].to_numpy(),
             )
             limits = project.plan(model).gates
             scale = champion.metrics["test"]["mae"].value if model.kind == "clv" else 1.0
@@ -335,8 +371,6 @@ def _newest(registry: Registry, name: str) -> Version:
 
 
 def _stored_gates(version: Version) -> list[GateResult]:
-    import json
-
     from nextbest.learn.gates import GateResult
 
     stored = version.tags.get("nextbest.gates")
@@ -365,6 +399,8 @@ class RefreshResult:
     as_of: str
     models: Mapping[str, int]
     without_champion: tuple[str, ...]
+    drift: Mapping[str, Watch | str] = field(default_factory=dict)
+    drift_file: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types."""
@@ -372,7 +408,14 @@ class RefreshResult:
             **vars(self),
             "models": dict(self.models),
             "without_champion": list(self.without_champion),
+            "drift": {name: _drift_facts(found) for name, found in self.drift.items()},
         }
+
+
+def _drift_facts(found: Watch | str) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"status": "unknown", "because": found}
+    return {"status": found.status, "lines": found.lines()}
 
 
 def refresh(
@@ -405,6 +448,7 @@ def refresh(
     without: list[str] = []
     scores: dict[str, Any] = {}
     described: list[Feature] = []
+    moved: dict[str, Watch | str] = {}
     with tempfile.TemporaryDirectory(prefix="nextbest-") as scratch:
         for model in project.models.values():
             champion = registry.champion(model.name)
@@ -420,10 +464,13 @@ def refresh(
             sources[model.name] = ModelSource(
                 path, champion.version, champion.run_id, champion.aliases
             )
+            loaded = artifact.load(path)
             if model.score_columns:
-                found = _score(model, artifact.load(path), history, frames)
+                found = _score(model, loaded, history, frames)
                 scores |= found
                 described += [_score_feature(model, c) for c in found]
+            progress(f"look for drift since {model.name} version {champion.version} was trained")
+            moved[model.name] = _watch(project, model, loaded, champion, registry, history, frames)
         consents = _consents(history.tables["customers"].columns)
         scores |= _consent_values(history, frames, consents)
         described += consents
@@ -433,10 +480,107 @@ def refresh(
             project.serving_state, sources, profiles.from_frames(frames, scores, version, described)
         )
     columns = len(frames.features) + len(scores)
+    drift_file = _keep_drift(project, version, sources, moved)
     return RefreshResult(
         bundle, len(frames.customers), len(offer_ids), columns, as_of.isoformat() + "Z",
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
+        moved, str(drift_file),
     )  # fmt: skip
+
+
+#: Contacts of so many days stand for what an offer model is asked about today.
+_RECENT_DAYS = 91
+
+
+def _watch(
+    project: Project,
+    model: Model,
+    loaded: LoadedModel,
+    champion: Version,
+    registry: Registry,
+    history: History,
+    frames: ProfileFrames,
+) -> Watch | str:
+    """Return what moved since the champion was trained and tested, or why nobody can say.
+
+    A model of customers is asked about those of its label today. A model of offers was trained on
+    contacts, and all customers today are other people than those who were mailed: so it is watched
+    on the contacts of the last 91 days, each with what was known of the customer at that moment, as
+    in training.
+    """
+    from nextbest.data import snapshots
+    from nextbest.learn import watch
+
+    plan = project.plan(model)
+    try:
+        memory = json.loads(registry.read_file(champion.run_id, watch.FILE))
+    except RegistryError:
+        return "its run keeps no reference; train it again to have it watched"
+    scores = None
+    if model.label.entity == "pair":
+        rows = snapshots.contacted(
+            history, model.groups(project.groups), frames.as_of, _RECENT_DAYS
+        )
+        if rows.empty:
+            return f"nobody was contacted in the last {_RECENT_DAYS} days"
+    else:
+        rows = frames.customers[_asked(model, history, frames)]
+        if rows.empty:
+            return "its label asks about nobody today"
+        if model.kind != "clv":
+            scores = loaded.score(rows)
+    positives = champion.counts.get("n_train_positive")
+    return watch.watch(
+        memory, rows, scores, plan.drift,
+        positives=None if positives is None else (positives, champion.counts["n_train"]),
+        later=_later_labels(model, champion, history, frames.as_of),
+    )  # fmt: skip
+
+
+def _later_labels(
+    model: Model, champion: Version, history: History, as_of: datetime
+) -> dict[str, tuple[int, int]]:
+    """Return positives and rows of the latest moments whose label is known by now.
+
+    Only what became known after the champion's cut is news; for a model of customers that is the
+    moment one label window ago, for a model of offers the contacts of the last 91 days that closed.
+    """
+    if model.kind == "clv":
+        return {}
+    cut = datetime.fromisoformat(champion.params["cut"])
+    if model.label.entity == "pair":
+        table = model.label.examples(history, ()).table
+        first = max(cut, as_of - timedelta(days=_RECENT_DAYS))
+        table = table.filter((table.as_of >= first) & (table.label_end <= as_of))
+        name = f"contacts since {first:%Y-%m-%d}"
+    else:
+        moment = as_of - timedelta(days=model.label.horizon_days or 0)
+        if moment + timedelta(days=model.label.horizon_days or 0) <= cut:
+            return {}
+        table = model.label.examples(history, [moment]).table
+        name = f"as of {moment:%Y-%m-%d}"
+    labels = table.select("label").to_pandas()["label"]
+    return {name: (int(labels.sum()), len(labels))} if len(labels) else {}
+
+
+def _keep_drift(
+    project: Project,
+    version: str,
+    sources: Mapping[str, ModelSource],
+    moved: Mapping[str, Watch | str],
+) -> Path:
+    """Write everything that was measured, moved or not, beside the project's other state."""
+    facts = {
+        name: {
+            "version": sources[name].version,
+            **({"because": found} if isinstance(found, str) else found.to_dict()),
+        }
+        for name, found in moved.items()
+    }
+    target = project.state / "drift" / f"{version}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
+    return target
 
 
 def _consent_values(
@@ -467,8 +611,7 @@ def _score(
             got="no " + ", ".join(missing[:5]),
             action=f"Bring the data back, or train and promote {model.name} again.",
         )
-    people = model.label.population(history, frames.as_of).select("customer_id").to_pandas()
-    asked = customers["customer_id"].isin(set(people["customer_id"])).to_numpy()
+    asked = _asked(model, history, frames)
     found = loaded.scores(customers[asked])
     if loaded.kind != "clv":
         found = {model.score_columns[0]: found["score"]}
@@ -477,6 +620,12 @@ def _score(
         out[name] = np.full(len(customers), np.nan)
         out[name][asked] = found[name]
     return out
+
+
+def _asked(model: Model, history: History, frames: ProfileFrames) -> Any:
+    """Whom the model's label asks about today, as a mask over the profiles' customers."""
+    people = model.label.population(history, frames.as_of).select("customer_id").to_pandas()
+    return frames.customers["customer_id"].isin(set(people["customer_id"])).to_numpy()
 
 
 def _score_feature(model: Model, column: str) -> Feature:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nextbest.errors import ConfigError, Fault, did_you_mean
 
 if TYPE_CHECKING:
+    from nextbest.learn.drift import DriftLimits
+    from nextbest.learn.leakage import LeakageLimits
     from nextbest.learn.model import Gates, Model, Plan
 
 SETTINGS = "training/training.toml"
@@ -30,6 +32,9 @@ class Settings:
     raw: Mapping[str, Any]
 
 
+_TABLES = ("project", "data", "jobs", "gates", "leakage", "drift", "models")
+
+
 def read_settings(path: Path) -> tuple[Settings, list[Fault]]:
     """Read training.toml; return its settings, usable defaults for wrong ones, and every fault.
 
@@ -42,7 +47,7 @@ def read_settings(path: Path) -> tuple[Settings, list[Fault]]:
     where = place(path)
     raw = read_toml(path)
     faults: list[Fault] = []
-    _unknown(where, "", raw, ("project", "data", "jobs", "gates", "models"), faults)
+    _unknown(where, "", raw, _TABLES, faults)
     project, data, jobs = (_table(where, raw, key, faults) for key in ("project", "data", "jobs"))
     known = ("name", "timezone", "observed_until", "as_of", "seed")
     _unknown(where, "[project] ", project, known, faults)
@@ -88,7 +93,9 @@ def read_settings(path: Path) -> tuple[Settings, list[Fault]]:
     return settings, faults
 
 
-_PLAN_KEYS = ("cut", "train_from", "every_days", "test", "evaluation_days", "folds", "gates")
+_PLAN_KEYS = (
+    "cut", "train_from", "every_days", "test", "evaluation_days", "folds", "gates", "search",
+)  # fmt: skip
 
 
 def make_plan(settings: Settings, model: Model) -> tuple[Plan | None, list[Fault]]:
@@ -108,6 +115,9 @@ def make_plan(settings: Settings, model: Model) -> tuple[Plan | None, list[Fault
     _unknown(where, f"[{at}] ", table, _PLAN_KEYS, faults)
     cut = _moment(where, f"{at}.cut", table["cut"], settings.zone, faults)
     gates = _gates(settings, table, at, faults)
+    leakage, accepted = _leakage(settings, faults)
+    drift, drift_gate = _drift(settings, faults)
+    search = _search(model, table, at, faults)
     numbers = {"every_days": 28, "evaluation_days": 180, "folds": 4}
     for key, default in numbers.items():
         value = table.get(key, default)
@@ -116,6 +126,7 @@ def make_plan(settings: Settings, model: Model) -> tuple[Plan | None, list[Fault
         else:
             expected = "a whole number from 1 to 36500"
             faults.append(Fault(where, f"{at}.{key} is wrong", expected, repr(value)))
+    _same_span(model, numbers["evaluation_days"], at, faults)
     train: list[datetime] = []
     test: list[datetime] = []
     if cut and model.kind == "probability" and model.label.entity == "customer":
@@ -126,6 +137,7 @@ def make_plan(settings: Settings, model: Model) -> tuple[Plan | None, list[Fault
     plan = Plan(
         cut=cut, train_as_of=tuple(train), test_as_of=tuple(test),
         evaluation_days=numbers["evaluation_days"], folds=numbers["folds"], gates=gates,
+        leakage=leakage, accepted=accepted, drift=drift, drift_gate=drift_gate, search=search,
     )  # fmt: skip
     return plan, faults
 
@@ -145,6 +157,95 @@ def _gates(settings: Settings, table: dict[str, Any], at: str, faults: list[Faul
             elif key in known:
                 values[key] = value
     return Gates(**values)
+
+
+def _leakage(settings: Settings, faults: list[Fault]) -> tuple[LeakageLimits, Mapping[str, str]]:
+    """Return what a feature may know of the outcome, and the features that somebody answers for."""
+    from nextbest.learn.leakage import LeakageLimits
+
+    table = dict(_table(SETTINGS, settings.raw, "leakage", faults))
+    accepted = _table(SETTINGS, {"leakage.accepted": table.pop("accepted", {})},
+                      "leakage.accepted", faults)  # fmt: skip
+    for name, reason in accepted.items():
+        if not isinstance(reason, str) or not reason.strip():
+            faults.append(
+                Fault(SETTINGS, f"leakage.accepted.{name} is wrong",
+                      "the reason why it is no leak, as a text", repr(reason))
+            )  # fmt: skip
+    values = _limits("leakage", table, LeakageLimits(), ("accepted",), faults)
+    return LeakageLimits(**values, accepted=tuple(accepted)), accepted
+
+
+def _drift(settings: Settings, faults: list[Fault]) -> tuple[DriftLimits, str]:
+    """Return from where on a change is to watch or an alarm, and from where on a gate refuses."""
+    from nextbest.learn.drift import DriftLimits
+
+    table = dict(_table(SETTINGS, settings.raw, "drift", faults))
+    gate = table.pop("gate", "off")
+    if gate not in ("off", "watch", "alarm"):
+        faults.append(
+            Fault(SETTINGS, "drift.gate is wrong", '"off", "watch" or "alarm"', repr(gate))
+        )
+    values = _limits("drift", table, DriftLimits(), ("gate",), faults)
+    limits = DriftLimits(**values)
+    for low, high in (("psi_watch", "psi_alarm"), ("odds_watch", "odds_alarm")):
+        if getattr(limits, low) > getattr(limits, high):
+            got = f"{getattr(limits, low):g} and {getattr(limits, high):g}"
+            expected = f"at most drift.{high}"
+            faults.append(Fault(SETTINGS, f"drift.{low} is too large", expected, got))
+    return limits, gate
+
+
+def _limits(
+    name: str, table: dict[str, Any], defaults: Any, more: tuple[str, ...], faults: list[Fault]
+) -> dict[str, Any]:
+    """Return the limits that a table gives; each must be a number of the kind of its default."""
+    known = {f: v for f, v in vars(defaults).items() if not isinstance(v, tuple)}
+    _unknown(SETTINGS, f"[{name}] ", table, (*known, *more), faults)
+    values = {}
+    for key in (k for k in table if k in known):
+        value, whole = table[key], isinstance(known[key], int)
+        # A level, a share and a rate lie within 0-1, and so do their defaults; AUC does too.
+        top = 1.0 if not whole and known[key] < 1 and not key.startswith("psi") else float("inf")
+        low = 1.0 if key.startswith("odds") else 0.0
+        good = _is_whole(value, 1, 1_000) if whole else _is_number(value) and low <= value <= top
+        if good:
+            values[key] = value
+            continue
+        expected = (
+            "a whole number from 1 to 1000"
+            if whole
+            else f"a number from {low:g} " + ("up" if top > 1 else f"to {top:g}")
+        )
+        faults.append(Fault(SETTINGS, f"{name}.{key} is wrong", expected, repr(value)))
+    return values
+
+
+def _search(model: Model, table: dict[str, Any], at: str, faults: list[Fault]) -> Mapping[str, Any]:
+    from nextbest.learn.tune import space_faults
+
+    space = _table(SETTINGS, {f"{at}.search": table.get("search", {})}, f"{at}.search", faults)
+    if space and model.kind != "probability":
+        expected = "no such table, as this model has nothing to search"
+        faults.append(Fault(SETTINGS, f"[{at}.search] is not possible", expected))
+    elif space:
+        faults += space_faults(space, model.estimator, f"{SETTINGS}: {at}.search")
+    return space
+
+
+def _same_span(model: Model, evaluation_days: int, at: str, faults: list[Fault]) -> None:
+    """A value model and its baseline are tested over one span."""
+    days = getattr(model.baseline, "horizon_days", None)
+    if model.kind == "clv" and _is_number(days) and days != evaluation_days:
+        faults.append(
+            Fault(
+                f"models/{model.name}.py",
+                "the baseline looks over another span than the model is tested on",
+                f"{evaluation_days}, as {at}.evaluation_days in training/training.toml",
+                f"horizon_days={days:g}",
+                "Leave horizon_days of the baseline out: it then follows.",
+            )
+        )
 
 
 def _train_moments(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nextbest.data.contract import TableReport
     from nextbest.data.features import Feature
     from nextbest.learn.train import TrainResult
+    from nextbest.learn.watch import Watch
     from nextbest.measure.comparison import Comparison
     from nextbest.measure.experiment import Reading
 
@@ -91,7 +92,10 @@ def trained(results: Iterable[TrainResult]) -> Iterator[Any]:
                 figure(base.value) if base else "–",
             )  # fmt: skip
         yield _titled(f"{r.model.name} version {r.version} on {rows}", table)
-        yield f"{r.model.name} {r.verdict}.\n"
+        yield f"{r.model.name} {r.verdict}."
+        if r.tuning is not None:
+            yield f"{r.model.name} was tuned on its training side. {r.tuning}."
+        yield ""
 
 
 def compared(found: Mapping[str, Any]) -> Group:
@@ -113,6 +117,17 @@ def compared(found: Mapping[str, Any]) -> Group:
                 table.add_row(shown, figure(m["value"]), interval, name)
                 shown = ""
     return _titled(f"{found['model']}: figures on the test rows", table)
+
+
+def drift(found: Mapping[str, Watch | str]) -> Iterator[str]:
+    """Say what moved since each model was trained, one line where nothing did."""
+    for name, watched in found.items():
+        if isinstance(watched, str):
+            yield f"{name}: drift is unknown, as {watched}."
+            continue
+        first, *moved = watched.lines()
+        yield f"{name}: {first}."
+        yield from (f"   - {line}" for line in moved)
 
 
 def figure(value: float) -> str:

@@ -199,3 +199,30 @@ def test_reliability_intervals_hold_the_true_rate_of_calibrated_scores():
     r = metrics.curves((rng.random(5_000) < score).astype(float), score)["reliability"]
     inside = [lo <= s <= hi for lo, s, hi in zip(r["low"], r["mean_score"], r["high"], strict=True)]
     assert sum(inside) >= 8
+
+
+def test_rows_of_one_customer_count_once_however_often_they_are_repeated():
+    """Every row four times over says no more: with customers named, the interval is the same."""
+    rng = np.random.default_rng(5)
+    y = rng.integers(0, 2, 120).astype(float)
+    a = np.clip(0.3 * y + rng.uniform(0, 0.7, y.size), 0.01, 0.99)
+    b = np.clip(0.1 * y + rng.uniform(0, 0.9, y.size), 0.01, 0.99)
+    who = np.array([f"c{i}" for i in range(y.size)], dtype=object)
+    four = [np.repeat(v, 4) for v in (y, a, b, who)]
+    names = ["auc", "brier", "log_loss", "average_precision"]
+    once = metrics.evaluate(names, y, a, seed=3)
+    repeated = metrics.evaluate(names, four[0], four[1], seed=3, customers=four[3])
+    for name in names:
+        assert repeated[name].to_dict() == pytest.approx(once[name].to_dict(), rel=1e-12)
+    blind = metrics.evaluate(names, four[0], four[1], seed=3)
+    for name in names:
+        width, honest = (m[name].high - m[name].low for m in (blind, once))
+        assert width < 0.7 * honest  # half of it in expectation
+    difference = metrics.paired_difference("auc", y, a, b, seed=3)
+    again = metrics.paired_difference("auc", *four[:3], seed=3, customers=four[3])
+    assert again.to_dict() == pytest.approx(difference.to_dict(), rel=1e-12)
+    # One row for each customer is the ordinary bootstrap, draw by draw.
+    assert metrics.evaluate(names, y, a, seed=3, customers=who) == once
+    assert metrics.probability_metrics(y, a, customers=who) == metrics.probability_metrics(y, a)
+    with pytest.raises(DataError, match="customers and y differ in length"):
+        metrics.evaluate(names, y, a, customers=who[:5])

@@ -33,9 +33,23 @@ def test_the_commit_is_that_of_the_folder(tmp_path):
     git("init")
     assert records.git_tags(tmp_path) == {}
     git("commit", "--allow-empty", "-m", "first")
-    expected = {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
+    commit = {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
+    expected = {**commit, "nextbest.git_dirty": "false"}
     assert records.git_tags(tmp_path) == expected
     assert records.git_tags(tmp_path / "not" / "there" / "yet") == expected
+    state = tmp_path / "shop" / ".nextbest"
+    state.mkdir(parents=True)
+    (state / "mlflow.db").write_text("what the engine writes itself")
+    assert records.git_tags(state) == expected
+    (tmp_path / "shop" / "model.py").write_text("new")
+    changed = {**commit, "nextbest.git_dirty": "true"}
+    assert records.git_tags(state) == records.git_tags(tmp_path) == changed
+    git("add", "shop/model.py")
+    assert records.git_tags(state) == changed
+    git("commit", "-m", "second")
+    assert records.git_tags(state)["nextbest.git_dirty"] == "false"
+    (tmp_path / "shop" / "model.py").write_text("changed")
+    assert records.git_tags(state)["nextbest.git_dirty"] == "true"
 
 
 def test_files_text_and_bytes_are_laid_out_by_path(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from nextbest.learn import artifact
 from nextbest.learn.clv import BetaGeoNBD, CustomerLifetimeValue, GammaGamma
 from nextbest.learn.estimators import FeatureEncoder
 from nextbest.learn.metrics import Metric
+from nextbest.learn.records import Trial
 from nextbest.learn.registry import Baseline, Dataset, Registry
 
 SRC = Path(artifact.__file__).parents[2]
@@ -68,6 +70,84 @@ def three(registry, stored, request):
 def alias_of(registry, name):
     champion = registry.champion(name)
     return champion and champion.version
+
+
+# ------------------------------------------------------------------ being interrupted
+
+
+class Interrupted:
+    """The client of MLflow, in which Ctrl-C is pressed as one call begins, or as it ends."""
+
+    def __init__(self, client, at, late):
+        self.client, self.at, self.late, self.calls = client, at, late, 0
+
+    def __getattr__(self, name):
+        real = getattr(self.client, name)
+
+        def call(*arguments, **named):
+            self.calls += 1
+            now = self.calls == self.at
+            if now and not self.late:
+                raise KeyboardInterrupt
+            out = real(*arguments, **named)
+            # What create_run made is not known to anybody until it returns: MLflow's own gap.
+            if now and name != "create_run":
+                raise KeyboardInterrupt
+            return out
+
+        return call
+
+
+def states(root):
+    with sqlite3.connect(root / "mlflow.db") as database:
+        return dict(database.execute("select run_uuid, status from runs"))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_ctrl_c_at_any_step_leaves_no_version_without_a_finished_run(
+    registry, root, stored, monkeypatch, late
+):
+    registry.models()
+    real = registry._client
+    trials = [Trial(0, {}, "log_loss", 0.5), Trial(1, {"C": 2.0}, "log_loss", None, "Boom: no")]
+    name, at, finished = f"stopped_{late}", 0, False
+    while not finished:
+        at += 1
+        client = Interrupted(real, at, late)
+        monkeypatch.setattr(registry, "_client", client)
+        before = states(root)
+        try:
+            run_id = log(registry, stored, name, files={"x.txt": "x"}, trials=trials)
+            registry.register(name, run_id)
+        except KeyboardInterrupt:
+            pass
+        else:
+            finished = client.calls < at
+        monkeypatch.setattr(registry, "_client", real)
+        new = {run: state for run, state in states(root).items() if run not in before}
+        assert "RUNNING" not in new.values(), (at, new)
+        for version in registry.versions(name):
+            assert real.get_run(version.run_id).info.status == "FINISHED"
+    assert at > 15
+    assert registry.versions(name)
+
+
+def test_the_trials_of_a_search_are_runs_nested_in_theirs(registry, root, stored):
+    trials = [Trial(0, {}, "log_loss", 0.5), Trial(1, {"C": 2.0}, "log_loss", 0.4),
+              Trial(2, {"C": -1.0}, "log_loss", None, "ValueError: C")]  # fmt: skip
+    run_id = log(registry, stored, "searched", trials=trials)
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_run(run_id).info.experiment_id
+    nested = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run_id}'")
+    found = {run.info.run_name: run for run in nested}
+    assert set(found) == {"as defined", "trial 1", "trial 2"}
+    assert found["trial 1"].data.params == {"C": "2.0"}
+    assert found["trial 1"].data.metrics == {"validation.log_loss": 0.4}
+    assert found["trial 2"].info.status == "FAILED"
+    assert found["trial 2"].data.tags["nextbest.error"] == "ValueError: C"
+    assert registry.register("searched", run_id) == 1
 
 
 # ------------------------------------------------------------------ runs and versions

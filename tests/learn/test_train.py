@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import toyshop
 from kept import NAMES, Kept, run
@@ -25,8 +26,17 @@ from nextbest.data.labels import NoPurchase
 from nextbest.errors import DataError
 from nextbest.learn import artifact
 from nextbest.learn.baselines import SingleFeature
-from nextbest.learn.estimators import blend, linear
-from nextbest.learn.train import TrainResult, _seeded
+from nextbest.learn.clv import (
+    BetaGeoNBD,
+    CustomerLifetimeValue,
+    GammaGamma,
+    ModifiedBetaGeoNBD,
+    ParetoNBD,
+)
+from nextbest.learn.drift import DriftLimits
+from nextbest.learn.estimators import blend, linear, seeded
+from nextbest.learn.leakage import LeakageLimits
+from nextbest.learn.train import TrainResult
 from nextbest.project import Project
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +183,159 @@ def test_the_steps_are_told_as_they_begin(toy: Toy) -> None:
         assert len(told) == len(set(told)) >= 5
 
 
+# ------------------------------------------------------------------ leaks
+
+
+def gate(result: TrainResult, name: str) -> Any:
+    (found,) = [g for g in result.gates if g.gate == name]
+    return found
+
+
+def test_what_the_shop_reads_every_day_is_no_leak(toy: Toy) -> None:
+    for name in ("propensity", "churn", "hvc"):
+        found = gate(toy.results[name], "leakage")
+        assert found.passed and found.message == "no feature knows more than it should"
+    assert "leakage" not in [g.gate for g in toy.results["clv"].gates]
+
+
+MOMENTS = (datetime(2023, 7, 31), datetime(2023, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def leaking(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, History]:
+    """The toy shop whose customer table says when each comes back: what no moment before knew."""
+    root = tmp_path_factory.mktemp("leaking") / "shop"
+    shutil.copytree(toy.project.root, root)
+    bought = pd.read_parquet(root / "data" / "transactions.parquet")
+    later = bought[bought["ordered_at"] > MOMENTS[1]]
+    back = later.groupby("customer_id")["ordered_at"].min()
+    people = pd.read_csv(root / "data" / "customers.csv")
+    days = (people["customer_id"].map(back) - MOMENTS[1]).dt.days.fillna(999)
+    people.assign(account_age_days=days).to_csv(root / "data" / "customers.csv", index=False)
+    project = Project.open(root)
+    return project, project.history()
+
+
+def test_a_column_written_after_the_outcome_is_refused_by_name_until_accepted(
+    leaking: tuple[Project, History], tmp_path: Path
+) -> None:
+    project, history = leaking
+    model = {"features": ("rfm", "windows", "demographics")}
+    kept = Kept(tmp_path / "first")
+    once = {"train_as_of": MOMENTS}
+    result = run(project, history, kept, "churn", model=model, plan=once)["churn"]
+    refused = gate(result, "leakage")
+    assert not refused.passed
+    assert refused.message.startswith("account_age_days: ") and "AUC" in refused.message
+    card = (tmp_path / "first" / "churn" / "model_card.md").read_text()
+    assert f"- FAILED leakage: {refused.message}" in card
+    assert not {g["gate"]: g for g in json.loads(kept.logged["churn"]["tags"]["nextbest.gates"])}[
+        "leakage"
+    ]["passed"]
+    plan = {
+        **once,
+        "leakage": LeakageLimits(accepted=("account_age_days",)),
+        "accepted": {"account_age_days": "the account's age at the visit, says the shop"},
+    }
+    again = run(project, history, Kept(tmp_path / "second"), "churn", model=model, plan=plan)
+    passed = gate(again["churn"], "leakage")
+    assert passed.passed
+    assert "accepted as they are: account_age_days (the account's age at the visit" in (
+        passed.message
+    )
+
+
+def test_rows_that_cannot_show_a_leak_fail_the_gate_and_say_why(toy: Toy, tmp_path: Path) -> None:
+    plan = {"train_as_of": (datetime(2022, 3, 1),)}
+    label = NoPurchase(30, 7)
+    result = run(toy.project, toy.history, Kept(tmp_path), "churn",
+                 plan=plan, model={"label": label})["churn"]  # fmt: skip
+    assert 0 < result.counts["n_train_positive"] < 20
+    found = gate(result, "leakage")
+    assert not found.passed
+    assert found.message.startswith("leakage: too few rows of one outcome to judge by")
+
+
+def test_what_moved_by_the_test_refuses_where_the_owner_wants_it(toy: Toy, tmp_path: Path) -> None:
+    assert "drift" not in [g.gate for g in toy.results["churn"].gates]
+    strict = {"drift": DriftLimits(psi_watch=0.0, psi_alarm=0.0, alpha=1.0), "drift_gate": "alarm"}
+    result = run(toy.project, toy.history, Kept(tmp_path), "churn", plan=strict)["churn"]
+    found = gate(result, "drift")
+    assert not found.passed and "PSI" in found.message
+    lax = {"drift": DriftLimits(psi_watch=9.0, psi_alarm=9.0), "drift_gate": "watch"}
+    result = run(toy.project, toy.history, Kept(tmp_path / "2"), "churn", plan=lax)["churn"]
+    assert gate(result, "drift").passed
+
+
+# ------------------------------------------------------------------ tuning and choosing
+
+SPACE = {"logistic__C": {"low": 0.0001, "high": 10.0, "log": True}}
+
+
+def test_the_search_sees_nothing_after_the_cut_and_its_choice_is_trained(
+    toy: Toy, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna", reason='pip install "nextbest[tune]"')
+    cut = toy.results["churn"].plan.cut
+    steps: list[str] = []
+    first, other = Kept(tmp_path / "first"), Kept(tmp_path / "other")
+    # As defined it is far too strict, so that there is something to find.
+    changes = {"plan": {"search": SPACE}, "trials": 4, "model": {"estimator": linear(C=1e-6)}}
+    result = run(toy.project, toy.history, first, "churn", progress=steps.append, **changes)
+    scrambled = run(toy.project, after(toy.history, cut), other, "churn", **changes)
+    found, same = result["churn"].tuning, scrambled["churn"].tuning
+    assert found is not None and same is not None
+    assert found.to_dict() == same.to_dict()
+    assert (first.scores("churn").label.to_numpy() != other.scores("churn").label.to_numpy()).any()
+    assert first.model_bytes("churn") == other.model_bytes("churn")
+    # The choice is better on the folds, is what was fitted, and is written down.
+    assert found.best_params and found.best_value < found.defined_value
+    assert first.model_bytes("churn") != toy.kept.model_bytes("churn")
+    logged = first.logged["churn"]
+    chosen = found.best_params["logistic__C"]
+    assert logged["params"]["tune.logistic__C"] == chosen
+    assert float(logged["params"]["estimator.logistic__C"]) == chosen
+    assert logged["params"]["tune.as_defined"] == found.defined_value
+    assert [t.number for t in logged["trials"]] == [0, 1, 2, 3, 4]
+    assert "- 4 trials: log loss" in (first.folder / "churn" / "model_card.md").read_text()
+    told = [s for s in steps if s.startswith("tune, ")]
+    assert len(told) == 5 and told[-1].startswith("tune, trial 4 of 4: log loss")
+    assert told[-1].endswith(f"best {found.best_value:.5f}")
+
+
+def test_among_several_purchase_models_the_past_decides(toy: Toy, tmp_path: Path) -> None:
+    model = toy.project.model("clv")
+    several = [BetaGeoNBD(), ModifiedBetaGeoNBD(), ParetoNBD()]
+    estimator = CustomerLifetimeValue(several, GammaGamma(), 180, 0.1)
+    cut = toy.results["clv"].plan.cut
+    first, other = Kept(tmp_path / "first"), Kept(tmp_path / "other")
+    changes = {"model": {"estimator": estimator}}
+    result = run(toy.project, toy.history, first, "clv", **changes)["clv"]
+    scrambled = run(toy.project, after(toy.history, cut), other, "clv", **changes)["clv"]
+    assert result.choice is not None and scrambled.choice is not None
+    assert result.choice.to_dict() == scrambled.choice.to_dict()
+    assert first.model_bytes("clv") == other.model_bytes("clv")
+    params, scores = first.logged["clv"]["params"], result.choice.scores
+    best = scores.index[0]
+    assert params["purchase_model"] == best
+    assert set(scores.index) == {type(m).__name__ for m in several}
+    for name in scores.index:
+        assert params[f"holdout_log_likelihood.{name}"] == scores.log_likelihood[name]
+        assert scores.log_likelihood[name] <= scores.log_likelihood[best]
+    card = (first.folder / "clv" / "model_card.md").read_text()
+    assert "## Which purchase model" in card and f"| {best} |" in card
+    table = json.loads((first.folder / "clv" / "purchase_models.json").read_text())
+    assert table["winner"] == best
+    # The winner is fitted on the whole past: it is the model that one would have named.
+    alone = CustomerLifetimeValue(
+        next(m for m in several if type(m).__name__ == best), GammaGamma(), 180, 0.1
+    )
+    named = run(toy.project, toy.history, Kept(tmp_path / "named"), "clv",
+                model={"estimator": alone})["clv"]  # fmt: skip
+    assert named.metrics == result.metrics and named.choice is None
+    assert model.faults(()) == [] and several[0].get_params() == BetaGeoNBD().get_params()
+
+
 # ------------------------------------------------------------------ refusals
 
 
@@ -222,10 +385,10 @@ def test_a_model_file_may_leave_out_what_a_smaller_shop_never_had(toy: Toy, tmp_
 def test_the_seed_goes_wherever_none_was_set() -> None:
     estimator = blend({"trees": LGBMClassifier(), "set": LGBMClassifier(random_state=5),
                        "linear": linear()})  # fmt: skip
-    seeded = _seeded(estimator, 11)
-    members = dict(seeded.estimators)
+    copy = seeded(estimator, 11)
+    members = dict(copy.estimators)
     assert members["trees"].random_state == 11
     assert members["set"].random_state == 5
     assert members["linear"].named_steps["logistic"].random_state == 11
     assert dict(estimator.estimators)["trees"].random_state is None
-    assert _seeded(LogisticRegression(C=3), 2).get_params()["C"] == 3
+    assert seeded(LogisticRegression(C=3), 2).get_params()["C"] == 3

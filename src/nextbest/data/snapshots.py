@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import ibis
 import numpy as np
@@ -149,6 +149,30 @@ def profile(
         offer_frame = offer_frame.set_index("offer_id").loc[list(offer_ids)].reset_index()
     customers = customers.sort_values("customer_id").reset_index(drop=True)
     return ProfileFrames(as_of, customers, offer_frame, pair_frame, tuple(features), unavailable)
+
+
+def contacted(
+    history: History, groups: Sequence[FeatureGroup], as_of: datetime, days: int
+) -> pd.DataFrame:
+    """Return one row per contact of the last days, with the customer's features as of the contact.
+
+    A customer who was contacted several times has a row for each, as in an offer model's training
+    rows. Offers and pairs have no columns here. Empty where nobody was contacted.
+    """
+    until = as_of.replace(tzinfo=None)
+    contacts = history.tables["contacts"]
+    recent = contacts.filter(
+        (contacts.contacted_at >= until - timedelta(days=days)) & (contacts.contacted_at < until)
+    )
+    spine = recent.select("customer_id", "offer_id", as_of=recent.contacted_at).distinct()
+    usable, _unavailable = available(groups, history.tables)
+    keys = _to_pandas(spine)
+    if keys.empty:
+        return keys
+    with Past(history.tables, spine, history.backend) as past:
+        columns, _described = _collect(past, usable, "customer")
+    on = list(KEYS["customer"])
+    return keys.merge(columns, on=on, how="left", validate="many_to_one")
 
 
 def _collect(

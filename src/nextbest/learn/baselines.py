@@ -151,18 +151,19 @@ class _FittedTypeRate:
 
 @dataclass(frozen=True)
 class RunRate:
-    """Tomorrow like the last ``window_days``: recent spend scaled to the horizon.
+    """Tomorrow like the last ``window_days``: recent spend scaled to the span that is predicted.
 
     Parameters
     ----------
     column : spend over the window (currency).
     window_days : length of that window.
-    horizon_days : length of the span predicted.
+    horizon_days : length of the span predicted; None takes that of the rows' own labels, which for
+        a value model is ``evaluation_days`` of training.toml.
     """
 
     column: str
     window_days: float
-    horizon_days: float
+    horizon_days: float | None = None
     name: str = "recent run rate"
 
     @property
@@ -170,8 +171,12 @@ class RunRate:
         return (self.column,)
 
     def fit(self, frame: pd.DataFrame, y: Array) -> FittedBaseline:
-        """Learn nothing: the rule has no parameters."""
-        return _FittedRunRate(self.column, self.horizon_days / self.window_days)
+        """Learn nothing but the length of the span, where it was left open."""
+        days = self.horizon_days
+        if days is None:
+            spans: pd.Series[Any] = frame["label_end"] - frame["as_of"]
+            days = float(spans.dt.total_seconds().mean()) / 86_400
+        return _FittedRunRate(self.column, days / self.window_days)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.ensemble import VotingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
@@ -21,6 +21,14 @@ from nextbest.errors import DataError
 Array = NDArray[np.float64]
 # More categories than this say more about single customers than about groups of them.
 MAX_CATEGORIES = 20
+
+
+def seeded(estimator: Any, seed: int) -> Any:
+    """Return a fresh copy with every random_state that was left open set to the seed."""
+    fresh = clone(estimator)
+    params = fresh.get_params(deep=True)
+    names = [n for n in params if n.split("__")[-1] == "random_state" and params[n] is None]
+    return fresh.set_params(**dict.fromkeys(names, seed))
 
 
 class SignedLog1p(TransformerMixin, BaseEstimator):  # type: ignore[misc]

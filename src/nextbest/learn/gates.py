@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nextbest.errors import Fault, GateRefusal
+from nextbest.learn.drift import FeatureDrift
 from nextbest.learn.metrics import Metric
 from nextbest.learn.model import Gates
 
@@ -83,6 +84,21 @@ def against_champion(kind: str, gates: Gates, difference: Metric, scale: float) 
         gain.low >= -margin,
         f"{_gained(kind, gain, 'the champion')}; the interval must be nowhere under {-margin:.4g}",
     )
+
+
+def against_drift(limit: str, moved: Sequence[FeatureDrift]) -> tuple[GateResult, ...]:
+    """Hold what moved between the training rows and the test slice against the limit.
+
+    Parameters
+    ----------
+    limit : ``off`` for no such gate, or the status from which on a feature counts.
+    moved : features in ``watch`` or ``alarm``.
+    """
+    if limit == "off":
+        return ()
+    counted = [d for d in moved if limit == "watch" or d.status == "alarm"]
+    said = "; ".join(map(str, counted)) or f"no feature in {limit} between training and test"
+    return (GateResult("drift", not counted, said),)
 
 
 def gain_of(kind: str, difference: Metric) -> Metric:

@@ -1,7 +1,9 @@
 """How good a model is, each figure with an interval.
 
 Intervals are percentiles of the figure over rows drawn again with replacement (Efron & Tibshirani
-1993, chapter 13). A seed makes them repeatable.
+1993, chapter 13). Where customers are named, customers are drawn with all their rows (Davison &
+Hinkley 1997, section 3.8): rows of one customer rise and fall together. A seed makes them
+repeatable.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from nextbest.learn.statistics import (
     Statistic,
     binary,
     bins,
+    clusters,
     descending,
     ece_by_chance,
     pair,
@@ -91,15 +94,24 @@ def _whole(statistic: Statistic, n: int) -> float:
         return float(statistic(np.ones((1, n)))[0])
 
 
-def _resampled(statistics: Sequence[Statistic], n: int, resamples: int, seed: int) -> list[Array]:
-    """Each statistic over the same ``resamples`` draws of n rows with replacement."""
+def _resampled(
+    statistics: Sequence[Statistic],
+    n: int,
+    resamples: int,
+    seed: int,
+    customers: npt.ArrayLike | None = None,
+) -> list[Array]:
+    """Each statistic over the same ``resamples`` draws of n rows, or of customers, with all of
+    their rows, with replacement."""
     rng = np.random.default_rng(seed)
+    group, drawn = clusters(customers, n)
     chunk = max(1, _CELLS_PER_CHUNK // n)
     figures: list[list[Array]] = [[] for _ in statistics]
     for start in range(0, resamples, chunk):
         weights = np.empty((min(chunk, resamples - start), n))
         for row in weights:
-            row[:] = np.bincount(rng.integers(0, n, n, dtype=np.uint32), minlength=n)
+            times = np.bincount(rng.integers(0, drawn, drawn, dtype=np.uint32), minlength=drawn)
+            row[:] = times[group]
         with np.errstate(invalid="ignore", divide="ignore"):
             for known, statistic in zip(figures, statistics, strict=True):
                 known.append(statistic(weights))
@@ -156,21 +168,24 @@ def evaluate(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
+    customers: npt.ArrayLike | None = None,
 ) -> dict[str, Metric]:
     """Return the named metrics with bootstrap intervals, all over the same resamples.
 
     Parameters: ``names`` keys of ``METRICS``; ``y`` (n,) outcomes; ``score`` (n,) scores;
     ``share`` the top share of rows for the metrics that use one; ``resamples`` number of draws;
-    ``level`` of the interval, 0-1; ``seed`` makes the result repeatable. Raises ``DataError``
-    where the rows cannot answer: empty, not finite, one class, or no finite figure.
+    ``level`` of the interval, 0-1; ``seed`` makes the result repeatable; ``customers`` (n,) whose
+    row each is, where rows repeat customers. Raises ``DataError`` where the rows cannot answer:
+    empty, not finite, one class, or no finite figure.
     """
     a, b = pair(y, score)
     order = descending(b)
     if order is not None:
         a, b = a[order], b[order]
+        customers = clusters(customers, a.size)[0][order]
     statistics = [_build(name, a, b, share) for name in names]
     values = [_whole(statistic, a.size) for statistic in statistics]
-    draws = _resampled(statistics, a.size, resamples, seed)
+    draws = _resampled(statistics, a.size, resamples, seed, customers)
     out = {
         name: _interval(name, value, d, level)
         for name, value, d in zip(names, values, draws, strict=True)
@@ -181,7 +196,12 @@ def evaluate(
 
 
 def _bundle(
-    names: Sequence[str], y: npt.ArrayLike, score: npt.ArrayLike, resamples: int, seed: int
+    names: Sequence[str],
+    y: npt.ArrayLike,
+    score: npt.ArrayLike,
+    resamples: int,
+    seed: int,
+    customers: npt.ArrayLike | None,
 ) -> dict[str, Metric]:
     a, b = pair(y, score)
     defined = [
@@ -190,31 +210,43 @@ def _bundle(
         if name not in _MAY_BE_UNDEFINED
         or np.isfinite(_whole(_build(name, a, b, TOP_SHARE), a.size))
     ]
-    return evaluate(defined, a, b, resamples=resamples, seed=seed)
+    return evaluate(defined, a, b, resamples=resamples, seed=seed, customers=customers)
 
 
 def probability_metrics(
-    y: npt.ArrayLike, score: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    y: npt.ArrayLike,
+    score: npt.ArrayLike,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    customers: npt.ArrayLike | None = None,
 ) -> dict[str, Metric]:
     """Return how well probabilities rank and match outcomes, each figure with its interval.
 
-    Parameters: ``y`` (n,) 0 or 1; ``score`` (n,) probabilities 0-1. The calibration slope and
+    Parameters: ``y`` (n,) 0 or 1; ``score`` (n,) probabilities 0-1; ``customers`` (n,) whose row
+    each is, where rows repeat customers. The calibration slope and
     intercept are left out where no finite one exists (a constant score, or perfect separation).
     Raises ``DataError`` as ``evaluate`` does.
     """
-    return _bundle(_PROBABILITY, y, score, resamples, seed)
+    return _bundle(_PROBABILITY, y, score, resamples, seed, customers)
 
 
 def value_metrics(
-    y: npt.ArrayLike, score: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    y: npt.ArrayLike,
+    score: npt.ArrayLike,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    customers: npt.ArrayLike | None = None,
 ) -> dict[str, Metric]:
     """Return how close predicted amounts come to real ones, each figure with its interval.
 
-    Parameters: ``y`` (n,) real amounts; ``score`` (n,) predicted amounts, same unit.
+    Parameters: ``y`` (n,) real amounts; ``score`` (n,) predicted amounts, same unit;
+    ``customers`` as above.
     ``aggregate_ratio`` is predicted total / real total. ``pearson_r`` is left out where one side
     is constant. Raises ``DataError`` as ``evaluate`` does.
     """
-    return _bundle(_VALUE, y, score, resamples, seed)
+    return _bundle(_VALUE, y, score, resamples, seed, customers)
 
 
 def top_share_metrics(
@@ -225,6 +257,7 @@ def top_share_metrics(
     share: float = TOP_SHARE,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    customers: npt.ArrayLike | None = None,
 ) -> dict[str, Metric]:
     """Return how many of the customers ranked on top are truly high-value, and what they hold.
 
@@ -234,7 +267,10 @@ def top_share_metrics(
     """
 
     def one(name: str, outcome: npt.ArrayLike) -> Mapping[str, Metric]:
-        return evaluate([name], outcome, score, share=share, resamples=resamples, seed=seed)
+        return evaluate(
+            [name], outcome, score,
+            share=share, resamples=resamples, seed=seed, customers=customers,
+        )  # fmt: skip
 
     return {**one("precision_at_top_share", flag), **one("value_capture", value)}
 
@@ -249,6 +285,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
+    customers: npt.ArrayLike | None = None,
 ) -> Metric:
     """Return metric(a) - metric(b) on the same rows, with an interval for the difference.
 
@@ -258,7 +295,7 @@ def paired_difference(
     (outcome, a), (_, b) = pair(y, score_a), pair(y, score_b)
     first, second = _build(name, outcome, a, share), _build(name, outcome, b, share)
     value = _whole(first, a.size) - _whole(second, a.size)
-    draws_a, draws_b = _resampled([first, second], a.size, resamples, seed)
+    draws_a, draws_b = _resampled([first, second], a.size, resamples, seed, customers)
     return _interval(name, value, draws_a - draws_b, level)
 
 

@@ -5,7 +5,7 @@ How and when it is trained stands in training.toml, not here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -15,6 +15,8 @@ from nextbest.data.labels import FutureValue, Label
 from nextbest.errors import ConfigError, Fault
 from nextbest.learn import export
 from nextbest.learn.baselines import Baseline
+from nextbest.learn.drift import DriftLimits
+from nextbest.learn.leakage import LeakageLimits
 
 Kind = Literal["probability", "clv"]
 CALIBRATIONS = ("auto", "none", "platt", "isotonic", "beta")
@@ -87,6 +89,8 @@ class Model:
             found.append(
                 Fault(where, "unknown calibration", ", ".join(CALIBRATIONS), self.calibration)
             )
+        if self.kind == "clv" and hasattr(self.estimator, "candidates"):
+            found += [Fault(where, *fault) for fault in self.estimator.faults()]
         if self.kind == "probability":
             reason = export.exportable(self.estimator)
             if reason:
@@ -132,6 +136,12 @@ class Plan:
     evaluation_days : for a clv model, length of the span its forecast is tested on.
     folds : rolling validation folds inside the training side.
     gates : what must hold before a version may be promoted.
+    leakage : what a single feature may know of the outcome before it is taken for a leak.
+    accepted : features that somebody has looked into -> why they are no leak.
+    drift : from where on a change between training and now is to watch, or an alarm.
+    drift_gate : from which change between training rows and test slice on promotion is refused:
+        ``off``, ``watch`` or ``alarm``.
+    search : the estimator's settings that ``--tune`` may change; see `nextbest.learn.tune`.
     """
 
     cut: datetime
@@ -140,3 +150,8 @@ class Plan:
     evaluation_days: int = 180
     folds: int = 4
     gates: Gates = field(default_factory=Gates)
+    leakage: LeakageLimits = field(default_factory=LeakageLimits)
+    accepted: Mapping[str, str] = field(default_factory=dict)
+    drift: DriftLimits = field(default_factory=DriftLimits)
+    drift_gate: str = "off"
+    search: Mapping[str, Any] = field(default_factory=dict)

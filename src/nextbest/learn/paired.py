@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.learn.metrics import LEVEL, TOP_SHARE, Metric
-from nextbest.learn.statistics import METRICS, Array, Statistic
+from nextbest.learn.statistics import METRICS, Array, Statistic, clusters
 
 __all__ = [
     "COVERAGE",
@@ -108,7 +108,7 @@ class Rows:
         seed: int = 0,
     ) -> None:
         self.y = np.asarray(y, dtype=np.float64)
-        self._group, self.n_customers = _clusters(customers, self.y.size)
+        self._group, self.n_customers = clusters(customers, self.y.size)
         self._value = value
         self._share = share
         self._seed = seed
@@ -184,15 +184,6 @@ class Rows:
                 made.append(weights)
             yield weights
         self._weights = made
-
-
-def _clusters(customers: npt.NDArray[Any] | None, n: int) -> tuple[npt.NDArray[np.intp], int]:
-    if customers is None:
-        return np.arange(n), n
-    import pandas as pd
-
-    codes, found = pd.factorize(np.asarray(customers, dtype=object))
-    return np.asarray(codes, dtype=np.intp), len(found)
 
 
 def _interval(value: float, draws: Array, level: float, *, mirrored: bool) -> Metric | None:

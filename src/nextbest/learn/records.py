@@ -17,6 +17,7 @@ __all__ = [
     "Baseline",
     "Dataset",
     "Metrics",
+    "Trial",
     "Version",
     "figures",
     "flat",
@@ -45,6 +46,17 @@ class Dataset:
     name: str
     digest: str
     rows: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of a search; ``value`` is None where it failed, and ``error`` says why."""
+
+    number: int
+    params: Mapping[str, Any]
+    metric: str
+    value: float | None
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,15 +102,31 @@ def figures(d: Mapping[str, Any]) -> dict[str, dict[str, Metric]]:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """The commit of the project, if it lies in a git repository."""
+    """The commit of the project, if it lies in a git repository, and whether files differ from it.
+
+    ``nextbest.git_dirty`` is ``true`` where anything in the repository was changed or added since
+    the commit, what git ignores and the engine's own state aside: the commit alone then does not
+    say what was run.
+    """
     while not folder.exists():
         folder = folder.parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    everything = (":/", ":(exclude,top,glob)**/.nextbest/**")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *everything)
+    dirty = {} if changed is None else {"nextbest.git_dirty": str(bool(changed)).lower()}
+    return {"mlflow.source.git.commit": commit, **dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers, or None where there is no git, no repository, or no answer in time."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
+        return None
+    return done.stdout.strip()
 
 
 def stage(files: Mapping[str, Path | bytes | str], folder: Path) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nextbest.errors import RegistryError
 from nextbest.learn import artifact, records
 from nextbest.learn.reach import require_reachable, without_password
-from nextbest.learn.records import Baseline, Dataset, Metrics, Version
+from nextbest.learn.records import Baseline, Dataset, Metrics, Trial, Version
 from nextbest.learn.scorer import CLV_COLUMNS, LoadedModel
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Registry:
         files: Mapping[str, Path | bytes | str] | None = None,
         dataset: Dataset | None = None,
         input_example: pd.DataFrame | None = None,
+        trials: Sequence[Trial] = (),
     ) -> str:
         """Log one finished training as an MLflow run with its model, and return the run's id.
 
@@ -90,6 +91,7 @@ class Registry:
         files : path within the run -> a file to copy, text, or bytes.
         dataset : what it learned from.
         input_example : a few raw rows, shown to whoever serves the model.
+        trials : candidates of the search before it, each a nested run.
 
         Raises
         ------
@@ -107,12 +109,13 @@ class Registry:
                 with _scratch() as folder:
                     records.stage(files or {}, folder)
                     client.log_artifacts(run_id, str(folder))
+                for trial in trials:
+                    _log_trial(client, run_id, trial)
                 self._log_model(client, run_id, model, Path(artifact_dir), input_example)
+                client.set_terminated(run_id, "FINISHED")
             except BaseException as error:
-                status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-                client.set_terminated(run_id, status)
+                _end(client, run_id, error)
                 raise
-            client.set_terminated(run_id, "FINISHED")
         return run_id
 
     def read_file(self, run_id: str, path: str) -> bytes:
@@ -439,6 +442,32 @@ def _rows(client: MlflowClient, name: str) -> list[tuple[Any, tuple[str, ...]]]:
         (v, tuple(aliases.get(int(v.version), ())))
         for v in sorted(found, key=lambda v: int(v.version))
     ]
+
+
+def _end(client: MlflowClient, run_id: str, error: BaseException) -> None:
+    """Mark a run as stopped: killed where somebody interrupted it, failed otherwise."""
+    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    client.set_terminated(run_id, status)
+
+
+def _log_trial(client: MlflowClient, parent: str, trial: Trial) -> None:
+    """Log one candidate of a search as a run nested in the run that it led to."""
+    from mlflow.entities import Param
+
+    tags = {"mlflow.parentRunId": parent}
+    if trial.error:
+        tags["nextbest.error"] = trial.error[:5_000]
+    name = "as defined" if trial.number == 0 else f"trial {trial.number}"
+    experiment_id = client.get_run(parent).info.experiment_id
+    run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+    try:
+        client.log_batch(run_id, params=[Param(n, str(v)) for n, v in trial.params.items()])
+        if trial.value is not None:
+            client.log_metric(run_id, f"validation.{trial.metric}", trial.value)
+        client.set_terminated(run_id, "FAILED" if trial.value is None else "FINISHED")
+    except BaseException as error:
+        _end(client, run_id, error)
+        raise
 
 
 def _log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:

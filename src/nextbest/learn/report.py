@@ -161,6 +161,9 @@ def model_card(result: TrainResult, kept: Evidence) -> str:
         "",
         *(["**Notes.**", "", *(f"- {n}" for n in result.notes), ""] if result.notes else []),
         *_is_and_becoming(result, kept),
+        *_tuned(result),
+        *_moved(result),
+        *_chosen(result),
         *_for_whom(kept.segments, result.primary),
         *_movers(kept.effects),
         *_learned(kept.learned),
@@ -170,6 +173,51 @@ def model_card(result: TrainResult, kept: Evidence) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _tuned(result: TrainResult) -> list[str]:
+    return (
+        ["**Tuned**, on the training side alone.", "", f"- {result.tuning}", ""]
+        if (result.tuning)
+        else []
+    )
+
+
+def _moved(result: TrainResult) -> list[str]:
+    """What differs between training rows and test slice: it had moved, and the model still held."""
+    if not result.moved:
+        return []
+    lines = [f"- {_cell(str(d))}" for d in result.moved[:10]]
+    more = len(result.moved) - len(lines)
+    return [
+        "**Moved between training and test**, so the figures hold in spite of it.",
+        "",
+        *lines,
+        *([f"- and {more} more"] if more > 0 else []),
+        "",
+    ]
+
+
+def _chosen(result: TrainResult) -> list[str]:
+    if result.choice is None:
+        return []
+    rows = []
+    for row in result.choice.to_dict()["scores"]:
+        numbers = [row[n] for n in ("log_likelihood", "behind", "behind_se", "expected", "actual")]
+        cells = " | ".join("–" if n is None else f"{n:,.1f}" for n in numbers)
+        rows.append(f"| {row['model']} | {cells} | {_cell(row['refusal'] or '–')} |")
+    return [
+        "## Which purchase model",
+        "",
+        "Each was fitted on the earlier part of the history before the cut, and judged by the "
+        "likelihood that it gave to the rest.",
+        "",
+        "| model | log-likelihood | behind | standard error | purchases expected | actual "
+        "| refused |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _rows_in_words(result: TrainResult) -> str:

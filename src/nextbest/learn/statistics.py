@@ -23,6 +23,7 @@ __all__ = [
     "Statistic",
     "binary",
     "bins",
+    "clusters",
     "descending",
     "ece_by_chance",
     "fit_logistic",
@@ -95,6 +96,22 @@ def probability(score: Array) -> Array:
         got = f"{score.min():g} to {score.max():g}"
         raise DataError("metrics: score", "not probabilities", expected="from 0 to 1", got=got)
     return score
+
+
+def clusters(customers: npt.ArrayLike | None, n: int) -> tuple[Index, int]:
+    """Return each of n rows' customer as a number, and how many customers there are.
+
+    Without customers each row is one of its own. Numbers rise in the order of appearance.
+    """
+    if customers is None:
+        return np.arange(n), n
+    import pandas as pd
+
+    codes, found = pd.factorize(np.asarray(customers, dtype=object))
+    if codes.size != n:
+        got = f"{codes.size} and {n} rows"
+        raise DataError("metrics", "customers and y differ in length", expected="equal", got=got)
+    return np.asarray(codes, dtype=np.intp), len(found)
 
 
 # ------------------------------------------------------------------ statistics of the ranking

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,21 @@ from nextbest.data.contract import History
 from nextbest.data.features import Feature, FeatureGroup, Unavailable, possible
 from nextbest.data.labels import FutureValue
 from nextbest.data.snapshots import Snapshot
-from nextbest.errors import DataError, did_you_mean
-from nextbest.learn import artifact, calibration, evidence, gates, report, segments
-from nextbest.learn.estimators import FeatureEncoder
+from nextbest.errors import DataError, FitError, did_you_mean
+from nextbest.learn import (
+    artifact,
+    calibration,
+    evidence,
+    gates,
+    leakage,
+    report,
+    segments,
+    tune,
+    watch,
+)
+from nextbest.learn.clv import PurchaseModelChoice, choose_purchase_model
+from nextbest.learn.drift import FeatureDrift
+from nextbest.learn.estimators import FeatureEncoder, seeded
 from nextbest.learn.metrics import (
     Metric,
     paired_difference,
@@ -32,7 +46,7 @@ from nextbest.learn.metrics import (
 )
 from nextbest.learn.model import RFM_COLUMNS, Model, Plan
 from nextbest.learn.records import Baseline as BaselineRecord
-from nextbest.learn.records import Dataset
+from nextbest.learn.records import Dataset, Trial
 from nextbest.learn.registry import Registry
 
 Array = NDArray[np.float64]
@@ -61,6 +75,9 @@ class TrainResult:
     notes: tuple[str, ...]
     importance: tuple[tuple[str, float], ...]
     features: tuple[Feature, ...]
+    tuning: tune.TuneResult | None = None
+    choice: PurchaseModelChoice | None = None
+    moved: tuple[FeatureDrift, ...] = ()
     run_id: str = ""
     version: int = 0
 
@@ -86,6 +103,9 @@ class TrainResult:
             "left_out": dict(self.left_out),
             "gates": [g.to_dict() for g in self.gates],
             "notes": list(self.notes),
+            "moved_by_the_test": [d.to_dict() for d in self.moved],
+            "tuning": self.tuning and self.tuning.to_dict(),
+            "purchase_models": self.choice and self.choice.to_dict(),
         }
 
 
@@ -105,7 +125,10 @@ class _Fitted:
     train: pd.DataFrame
     scores: pd.DataFrame
     notes: tuple[str, ...] = ()
+    entities: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+    tuning: tune.TuneResult | None = None
+    choice: PurchaseModelChoice | None = None
 
 
 def train(
@@ -117,6 +140,7 @@ def train(
     *,
     dataset: str,
     seed: int = 0,
+    trials: int = 0,
     progress: Progress = lambda _step: None,
 ) -> TrainResult:
     """Train one model, log everything to the registry, and register a new version.
@@ -130,19 +154,22 @@ def train(
     registry : where runs and versions go.
     dataset : name of the data, for the run's records.
     seed : makes the same data give the same model.
+    trials : candidates to try in the plan's search space before the fit; 0 for none. The search
+        sees the training side alone.
     progress : told the name of each step as it begins.
 
     Raises
     ------
     DataError : the data cannot answer (no labelled rows, one class, no test rows).
     FitError : the estimator cannot be fitted.
+    UsageError, ConfigError : ``trials`` is asked for, and the model cannot be tuned so.
     """
     random.seed(seed)
     progress("features and labels")
     snapshot, fitted = (
         _fit_value(model, plan, history, groups, seed, progress)
         if model.kind == "clv"
-        else _fit_probability(model, plan, history, groups, seed, progress)
+        else _fit_probability(model, plan, history, groups, seed, trials, progress)
     )
     reached = fitted.baseline_metrics[gates.PRIMARY[model.kind][0]].value
     verdict = gates.in_words(model.kind, fitted.difference, model.baseline.name, reached)
@@ -163,6 +190,14 @@ def train(
             metadata={"label": model.label.meaning, "cut": plan.cut.isoformat()},
         )
         kept = evidence.gather(stored, fitted.test, fitted.scores, snapshot.features, seed=seed)
+        memory = _remember(model, fitted)
+        moved = watch.against_test(memory, fitted.test, plan.drift)
+        if model.kind != "clv":
+            judged = (
+                *judged,
+                _leaks(plan, fitted, {e.feature: e.mean for e in kept.effects}, seed),
+                *gates.against_drift(plan.drift_gate, moved),
+            )
         result = TrainResult(
             model=model,
             plan=plan,
@@ -178,6 +213,9 @@ def train(
             notes=fitted.notes,
             importance=tuple((e.feature, e.mean) for e in kept.effects),
             features=snapshot.features,
+            tuning=fitted.tuning,
+            choice=fitted.choice,
+            moved=moved,
         )
         progress("log and register")
         run_id = registry.log_run(
@@ -188,16 +226,18 @@ def train(
                 "seed": seed,
                 "label": model.label.meaning,
                 "estimator": type(model.estimator).__name__,
+                **_searched(fitted.tuning),
                 **fitted.params,
                 **{f"fitted.{name}": value for name, value in kept.learned.items()},
             },
             metrics={"test": fitted.metrics, **kept.metrics},
             baseline=BaselineRecord(model.baseline.name, {"test": fitted.baseline_metrics}),
             counts=fitted.counts,
-            files=_files(result, kept),
+            files={**_files(result, kept), watch.FILE: json.dumps(memory, allow_nan=False)},
             dataset=Dataset(dataset, history.snapshot_hash(), len(snapshot.frame)),
             input_example=fitted.test[fitted.encoder.columns_].head(5),
             tags={"nextbest.gates": json.dumps([g.to_dict() for g in judged])},
+            trials=_trials(fitted.tuning),
         )
         version = registry.register(model.name, run_id)
     return TrainResult(**{**vars(result), "run_id": run_id, "version": version})
@@ -212,6 +252,7 @@ def _fit_probability(
     history: History,
     groups: Sequence[FeatureGroup],
     seed: int,
+    trials: int,
     progress: Progress,
 ) -> tuple[Snapshot, _Fitted]:
     used = model.groups(groups)
@@ -228,17 +269,21 @@ def _fit_probability(
                 got=f"{int(y[mask].sum())} positives in {int(mask.sum())} rows",
                 action="Move the cut or the as-of dates in training/training.toml.",
             )
+    train_rows = frame[split.train]
+    tuning = None
+    if trials:
+        tuning = _tune(model, plan, train_rows, columns, trials, seed, progress)
+        model = tune.tuned(model, tuning.best_params)
     encoder = FeatureEncoder().fit(frame.loc[split.train, columns])
     X = encoder.transform(frame[columns])
     progress("validate on rolling folds")
-    train_rows = frame[split.train]
     where = np.flatnonzero(split.train)
     blocks: list[tuple[Array, Array]] = []
     for fit, validate in snapshots.rolling_folds(train_rows, plan.folds):
-        fold = _seeded(model.estimator, seed).fit(X[where[fit]], y[where[fit]])
+        fold = seeded(model.estimator, seed).fit(X[where[fit]], y[where[fit]])
         blocks.append((y[where[validate]], fold.predict_proba(X[where[validate]])[:, 1]))
     progress("fit")
-    estimator = _seeded(model.estimator, seed).fit(X[split.train], y[split.train])
+    estimator = seeded(model.estimator, seed).fit(X[split.train], y[split.train])
     rate, mean = y[split.train].mean(), estimator.predict_proba(X[split.train])[:, 1].mean()
     choice = calibration.choose(
         blocks, model.calibration, level_learned=bool(abs(mean - rate) <= _LEVEL_TOLERANCE * rate)
@@ -249,13 +294,15 @@ def _fit_probability(
     base = _baseline(model, frame[split.train], y[split.train], test)
     progress("test beside the baseline")
     y_test = y[split.test]
-    metrics = probability_metrics(y_test, score, seed=seed)
-    baseline_metrics = probability_metrics(y_test, base, seed=seed)
+    who = test["customer_id"].to_numpy()
+    metrics = probability_metrics(y_test, score, seed=seed, customers=who)
+    baseline_metrics = probability_metrics(y_test, base, seed=seed, customers=who)
     value = _value_sought(test, y_test)
     if value is not None:
         share = float(y_test.mean())
-        metrics |= top_share_metrics(y_test, score, value, share=share, seed=seed)
-        baseline_metrics |= top_share_metrics(y_test, base, value, share=share, seed=seed)
+        same: dict[str, Any] = {"share": share, "seed": seed, "customers": who}
+        metrics |= top_share_metrics(y_test, score, value, **same)
+        baseline_metrics |= top_share_metrics(y_test, base, value, **same)
     keys = [k for k in KEYS if k in test]
     return snapshot, _Fitted(
         estimator=estimator,
@@ -263,7 +310,7 @@ def _fit_probability(
         calibrator=calibrator,
         metrics=metrics,
         baseline_metrics=baseline_metrics,
-        difference=paired_difference("auc", y_test, score, base, seed=seed),
+        difference=paired_difference("auc", y_test, score, base, seed=seed, customers=who),
         scale=1.0,
         counts={
             "n_train": int(split.train.sum()),
@@ -276,12 +323,40 @@ def _fit_probability(
         test=test,
         train=train_rows,
         scores=test[keys].assign(label=y_test, score=score, baseline=base).reset_index(drop=True),
+        entities={f.name: f.entity for f in snapshot.features},
         params={
             "calibration": calibrator.kind,
             "calibration_log_loss": json.dumps(choice.log_loss),
             "folds": plan.folds,
             **_params(model.estimator),
         },
+        tuning=tuning,
+    )
+
+
+def _tune(
+    model: Model,
+    plan: Plan,
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    trials: int,
+    seed: int,
+    progress: Progress,
+) -> tune.TuneResult:
+    """Search on the training side alone; each trial is told with its value and the best so far."""
+    best: list[float] = []
+
+    def tell(number: int, _params: Mapping[str, Any], value: float | None) -> None:
+        if value is not None:
+            best.append(value)
+        said = "failed" if value is None else f"log loss {value:.5f}"
+        least = f"{min(best):.5f}" if best else "none"
+        which = "as defined" if number == 0 else f"trial {number} of {trials}"
+        progress(f"tune, {which}: {said}, best {least}")
+
+    progress("tune on rolling folds")
+    return tune.tune(
+        model, rows, columns, plan.folds, plan.search, trials, seed, tell, cut=plan.cut
     )
 
 
@@ -300,14 +375,6 @@ def _columns(model: Model, snapshot: Snapshot, groups: Sequence[FeatureGroup]) -
             action=did_you_mean(min(unknown), known),
         )
     return [n for n in names if n not in model.exclude]
-
-
-def _seeded(estimator: Any, seed: int) -> Any:
-    """Return a fresh copy with every random_state that was left open set to the seed."""
-    fresh = clone(estimator)
-    params = fresh.get_params(deep=True)
-    names = [n for n in params if n.split("__")[-1] == "random_state" and params[n] is None]
-    return fresh.set_params(**dict.fromkeys(names, seed))
 
 
 def _baseline(model: Model, train: pd.DataFrame, y: Array, test: pd.DataFrame) -> Array:
@@ -346,10 +413,16 @@ def _fit_value(
     snapshot = snapshots.build(history, span, groups, [plan.cut])
     frame = snapshot.frame
     rfm = frame[list(RFM_COLUMNS)]
+    choice = None
+    unfitted = clone(model.estimator)
+    if len(unfitted.candidates) > 1:
+        progress("choose the purchase model")
+        choice = _choose(model, plan, history, groups, frame)
+        unfitted.set_params(purchase_model=clone(choice.model))
     progress("fit")
-    estimator = clone(model.estimator).fit(rfm)
+    estimator = clone(unfitted).fit(rfm)
     progress("test beside the baseline")
-    trial = clone(model.estimator).set_params(
+    trial = clone(unfitted).set_params(
         horizon_days=float(plan.evaluation_days), discount_rate_per_year=0.0
     )
     trial.purchase_model_, trial.spend_model_ = estimator.purchase_model_, estimator.spend_model_
@@ -366,6 +439,7 @@ def _fit_value(
         f"tested undiscounted over {plan.evaluation_days} days after the cut, served discounted "
         f"over {model.estimator.horizon_days:g} days",
         *estimator.notes_,
+        *([_choice_in_words(choice)] if choice else []),
     )
     return snapshot, _Fitted(
         estimator=estimator,
@@ -387,11 +461,62 @@ def _fit_value(
         ),
         notes=notes,
         params={
-            "purchase_model": type(model.estimator.purchase_model).__name__,
+            "purchase_model": type(estimator.purchase_model_).__name__,
+            **(
+                {
+                    f"holdout_log_likelihood.{row['model']}": row["log_likelihood"]
+                    for row in choice.to_dict()["scores"]
+                }
+                if choice
+                else {}
+            ),
             "horizon_days": model.estimator.horizon_days,
             "discount_rate_per_year": model.estimator.discount_rate_per_year,
             "evaluation_days": plan.evaluation_days,
         },
+        choice=choice,
+    )
+
+
+def _choose(
+    model: Model,
+    plan: Plan,
+    history: History,
+    groups: Sequence[FeatureGroup],
+    at_cut: pd.DataFrame,
+) -> PurchaseModelChoice:
+    """Choose among the purchase models by what each foretold of the last days before the cut.
+
+    Half of the time between the first purchase and the cut is held out, at most as many days as
+    the forecast is tested on. What came after the cut is not looked at.
+    """
+    days = min(plan.evaluation_days, math.floor(at_cut["T"].max() / 2))
+    if days < 1:
+        raise FitError(
+            f"models/{model.name}.py",
+            "the history is too short to choose a purchase model",
+            expected="at least two days of purchases before the cut",
+            action="Name one purchase model instead of a list.",
+        )
+    earlier = plan.cut - timedelta(days=days)
+    lifetimes = [g for g in groups if g.name == "lifetime"]
+    before = snapshots.build(history, FutureValue(days), lifetimes, [earlier]).frame
+    indexed = [
+        rows.set_index("customer_id")[list(RFM_COLUMNS)].sort_index() for rows in (before, at_cut)
+    ]
+    return choose_purchase_model(indexed[0], indexed[1], model.estimator.candidates)
+
+
+def _choice_in_words(choice: PurchaseModelChoice) -> str:
+    others = choice.scores.iloc[1:].dropna(subset=["behind"])
+    behind = ", ".join(
+        f"{name} by {row.behind:,.1f} (standard error {row.behind_se:,.1f})"
+        for name, row in others.iterrows()
+    )
+    said = "clearly foretold best" if choice.clear else "foretold best, though not clearly,"
+    return (
+        f"{choice.scores.index[0]} {said} what came before the cut; behind it in log-likelihood: "
+        + (behind or "no other could be fitted")
     )
 
 
@@ -405,6 +530,66 @@ def _share(inside: NDArray[np.bool_], seed: int) -> Metric:
 
 
 # ------------------------------------------------------------------ what a run keeps
+
+
+def _leaks(
+    plan: Plan, fitted: _Fitted, importance: Mapping[str, float], seed: int
+) -> gates.GateResult:
+    """Look for features that know too much; rows that cannot answer fail the gate and say why."""
+    rows = fitted.train
+    try:
+        found = leakage.alarms(
+            rows,
+            rows["label"],
+            fitted.encoder.columns_,
+            clusters=rows["customer_id"].to_numpy(),
+            model_importance=importance,
+            limits=plan.leakage,
+            seed=seed,
+        )
+    except DataError as error:
+        return gates.GateResult("leakage", False, str(error))
+    said = leakage.in_words(found)
+    used = [n for n in plan.accepted if n in fitted.encoder.columns_]
+    if used:
+        said += "; accepted as they are: " + ", ".join(f"{n} ({plan.accepted[n]})" for n in used)
+    return gates.GateResult("leakage", not found, said)
+
+
+def _remember(model: Model, fitted: _Fitted) -> dict[str, Any]:
+    """Return what later refreshes hold today's rows against.
+
+    An offer model is watched by the customers it was asked about, not by the offers, their fit or
+    its scores: those change with what the marketers choose to send. A value model is watched by
+    what a purchase is worth: the rest of what it reads counts days and purchases up to a moment,
+    which the model itself expects to grow.
+    """
+    if model.kind == "clv":
+        return watch.remember(fitted.train, fitted.test, ["monetary_value"])
+    if model.label.entity == "customer":
+        scores = fitted.scores["score"].to_numpy()
+        return watch.remember(fitted.train, fitted.test, fitted.encoder.columns_, scores)
+    columns = [c for c in fitted.encoder.columns_ if fitted.entities.get(c) == "customer"]
+    return watch.remember(fitted.train, fitted.test, columns)
+
+
+def _searched(found: tune.TuneResult | None) -> dict[str, Any]:
+    """What a search chose, for the run's params."""
+    if found is None:
+        return {}
+    return {
+        "tune.trials": len(found.trials) - 1,
+        "tune.metric": found.metric,
+        "tune.as_defined": found.defined_value,
+        "tune.best": found.best_value,
+        **{f"tune.{name}": value for name, value in found.best_params.items()},
+    }
+
+
+def _trials(found: tune.TuneResult | None) -> list[Trial]:
+    if found is None:
+        return []
+    return [Trial(t.number, dict(t.params), found.metric, t.value, t.error) for t in found.trials]
 
 
 def _golden(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -443,5 +628,11 @@ def _files(result: TrainResult, kept: evidence.Evidence) -> dict[str, bytes | st
         **kept.files(),
         **report.pictures(kept),
         "model_card.md": report.model_card(result, kept),
+        **({"tuning.json": json.dumps(result.tuning.to_dict(), indent=1)} if result.tuning else {}),
+        **(
+            {"purchase_models.json": json.dumps(result.choice.to_dict(), indent=1)}
+            if result.choice
+            else {}
+        ),
         "result.json": json.dumps(result.to_dict(), indent=1, allow_nan=False),
     }

@@ -21,11 +21,11 @@ from sklearn.base import clone
 
 from nextbest.data.snapshots import rolling_folds
 from nextbest.errors import ConfigError, DataError, Fault, FitError, UsageError, did_you_mean
-from nextbest.learn.estimators import FeatureEncoder
+from nextbest.learn.estimators import FeatureEncoder, seeded
 from nextbest.learn.metrics import point
 from nextbest.learn.model import Model
 
-__all__ = ["METRICS", "Trial", "TuneResult", "space_faults", "tune", "tuned"]
+__all__ = ["METRICS", "Trial", "TuneResult", "require_tunable", "space_faults", "tune", "tuned"]
 
 Array = npt.NDArray[np.float64]
 #: Called after each trial with its number, its settings and its value (None where it failed).
@@ -258,8 +258,8 @@ def tune(
     FitError : the model as defined, or every candidate, cannot be fitted.
     UsageError : Optuna is not installed, or the model, metric or number of trials cannot be tuned.
     """
-    optuna = _optuna()
-    _check(model, space, n_trials, metric)
+    optuna = require_tunable(model, space)
+    _check(model, n_trials, metric)
     _refuse_later_rows(frame_train, cut)
     parts = _folds(frame_train, columns, folds)
     more_is_better = METRICS[metric]
@@ -310,6 +310,34 @@ def tuned(model: Model, params: Mapping[str, Any]) -> Model:
     return replace(model, estimator=clone(model.estimator).set_params(**params))
 
 
+def require_tunable(model: Model, space: Mapping[str, Any]) -> Any:
+    """Return Optuna, where it is there and the model has something to search.
+
+    Raises
+    ------
+    ConfigError : there is no search space, or it is wrong; all faults at once.
+    UsageError : Optuna is not installed, or the model cannot be tuned.
+    """
+    where = f"tune {model.name}"
+    if model.kind != "probability":
+        raise UsageError(
+            where, "it gives no probability", expected="a propensity, churn or other rate model"
+        )
+    optuna = _optuna()
+    if not space:
+        raise ConfigError(
+            f"training/training.toml: models.{model.name}",
+            "there is nothing to search",
+            expected=f"a table [models.{model.name}.search] with a range for each setting",
+        )
+    faults = space_faults(
+        space, model.estimator, f"training/training.toml: models.{model.name}.search"
+    )
+    if faults:
+        raise ConfigError(faults=faults)
+    return optuna
+
+
 def _optuna() -> Any:
     try:
         import optuna
@@ -322,12 +350,8 @@ def _optuna() -> Any:
     return optuna
 
 
-def _check(model: Model, space: Mapping[str, Any], n_trials: int, metric: str) -> None:
+def _check(model: Model, n_trials: int, metric: str) -> None:
     where = f"tune {model.name}"
-    if model.kind != "probability":
-        raise UsageError(
-            where, "it gives no probability", expected="a propensity, churn or other rate model"
-        )
     if n_trials < 1:
         raise UsageError(where, "too few trials", expected="at least 1", got=str(n_trials))
     if metric not in METRICS:
@@ -337,17 +361,6 @@ def _check(model: Model, space: Mapping[str, Any], n_trials: int, metric: str) -
             expected="one of " + ", ".join(METRICS),
             action=did_you_mean(metric, METRICS),
         )
-    if not space:
-        raise ConfigError(
-            f"training/training.toml: models.{model.name}",
-            "there is nothing to search",
-            expected=f"a table [models.{model.name}.search] with a range for each setting",
-        )
-    faults = space_faults(
-        space, model.estimator, f"training/training.toml: models.{model.name}.search"
-    )
-    if faults:
-        raise ConfigError(faults=faults)
 
 
 def _refuse_later_rows(frame: pd.DataFrame, cut: datetime) -> None:
@@ -382,10 +395,7 @@ def _folds(frame: pd.DataFrame, columns: Sequence[str], folds: int) -> list[_Fol
 
 
 def _judge(estimator: Any, params: Mapping[str, Any], fold: _Fold, metric: str, seed: int) -> float:
-    fresh = clone(estimator).set_params(**params)
-    settings = fresh.get_params(deep=True)
-    seeds = [n for n in settings if n.split("__")[-1] == "random_state" and settings[n] is None]
-    fitted = fresh.set_params(**dict.fromkeys(seeds, seed)).fit(fold.fit_X, fold.fit_y)
+    fitted = seeded(clone(estimator).set_params(**params), seed).fit(fold.fit_X, fold.fit_y)
     return point(metric, fold.y, fitted.predict_proba(fold.X)[:, 1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
@@ -42,7 +42,9 @@ class CustomerLifetimeValue(Estimator):
 
     Parameters:
     `purchase_model`, `spend_model`: settings, which `fit` copies into `purchase_model_` and
-    `spend_model_`; models that are fitted already may be used without calling `fit`.
+    `spend_model_`; models that are fitted already may be used without calling `fit`. A list of
+    purchase models leaves the choice to the training, by `choose_purchase_model`; before `fit` one
+    must have been chosen.
     `horizon_days`: how far to look, in days.
     `discount_rate_per_year`: effective yearly rate, 0.1 for 10%; 0 for none.
     `days_per_unit`: days in one unit of `recency` and `T`; 7 for weeks.
@@ -53,7 +55,7 @@ class CustomerLifetimeValue(Estimator):
 
     def __init__(
         self,
-        purchase_model: PurchaseModel,
+        purchase_model: PurchaseModel | Sequence[PurchaseModel],
         spend_model: GammaGamma,
         horizon_days: float = 365.0,
         discount_rate_per_year: float = 0.1,
@@ -65,6 +67,27 @@ class CustomerLifetimeValue(Estimator):
         self.discount_rate_per_year = discount_rate_per_year
         self.days_per_unit = days_per_unit
 
+    @property
+    def candidates(self) -> tuple[PurchaseModel, ...]:
+        """The purchase models to choose among; one where the choice is made."""
+        given: Any = self.purchase_model
+        if isinstance(given, PurchaseModel):
+            return (given,)
+        return tuple(given) if isinstance(given, (list, tuple)) else ()
+
+    def faults(self) -> list[tuple[str, str, str]]:
+        """What is wrong with the settings: problem, what must be, what was found."""
+        found = []
+        kinds = ", ".join(PURCHASE_MODELS)
+        given: tuple[Any, ...] = self.candidates
+        if not given or not all(isinstance(c, PurchaseModel) for c in given):
+            shown = f"a {kinds}, or a list of them"
+            found.append(('"purchase_model" is not one', shown, _shown(self.purchase_model)))
+        spend: Any = self.spend_model
+        if not isinstance(spend, GammaGamma):
+            found.append(('"spend_model" is not one', "a GammaGamma", _shown(spend)))
+        return found
+
     def fit(self, rfm: pd.DataFrame) -> Self:
         """Learn purchases from all customers and spend from those who came back.
 
@@ -72,7 +95,7 @@ class CustomerLifetimeValue(Estimator):
         customer. Raises `DataError` or `FitError` as the two models do.
         """
         self._require_settings("fit")
-        purchase, spend = _copy(self.purchase_model), _copy(self.spend_model)
+        purchase, spend = _copy(self.candidates[0]), _copy(self.spend_model)
         purchase.fit(rfm)
         spend.fit(rfm)
         self.purchase_model_, self.spend_model_ = purchase, spend
@@ -216,7 +239,7 @@ class CustomerLifetimeValue(Estimator):
         return model._expected(histories, self.horizon_days / self.days_per_unit, rate)
 
     def _fitted(self, what: str) -> tuple[PurchaseModel, GammaGamma]:
-        purchase = getattr(self, "purchase_model_", self.purchase_model)
+        purchase: Any = getattr(self, "purchase_model_", self.purchase_model)
         spend = getattr(self, "spend_model_", self.spend_model)
         if not (hasattr(purchase, "parameters_") and hasattr(spend, "parameters_")):
             raise FitError(
@@ -233,19 +256,15 @@ class CustomerLifetimeValue(Estimator):
 
     def _require_settings(self, what: str) -> None:
         where = f"CustomerLifetimeValue.{what}"
-        if not isinstance(self.purchase_model, PurchaseModel):
+        for problem, expected, got in self.faults():
+            raise DataError(where, problem, expected=expected, got=got)
+        if len(self.candidates) > 1:
             raise DataError(
                 where,
-                '"purchase_model" is not one',
-                expected=f"a {', '.join(PURCHASE_MODELS)}",
-                got=type(self.purchase_model).__name__,
-            )
-        if not isinstance(self.spend_model, GammaGamma):
-            raise DataError(
-                where,
-                '"spend_model" is not one',
-                expected="a GammaGamma",
-                got=type(self.spend_model).__name__,
+                '"purchase_model" is a list',
+                expected="one model by now",
+                got=_shown(self.purchase_model),
+                action="Choose with choose_purchase_model, as `nextbest train` does",
             )
         require_positive(where, horizon_days=self.horizon_days, days_per_unit=self.days_per_unit)
         if self.discount_rate_per_year != 0:
@@ -258,6 +277,12 @@ def clv_from_dict(d: Mapping[str, Any]) -> CustomerLifetimeValue:
     Raises `DataError` if `d` is not that. Nothing in `d` is ever executed.
     """
     return CustomerLifetimeValue.from_dict(d)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return type(value).__name__
 
 
 def _copy(model: _Model) -> _Model:
