@@ -85,7 +85,8 @@ def _scale(market: Market, free: Answer) -> Floats:
     money = replace(every, counts=np.zeros((1, m)), spends=np.ones((1, m)))
     spent = money.answer(np.zeros(1)).used[0]
     in_money = market.spends.any(axis=1)
-    return np.where(in_money, everything / max(spent, 1e-300), everything / taken)
+    scale: Floats = np.where(in_money, everything / max(spent, 1e-300), everything / taken)
+    return scale
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _Search:
 
     def run(self) -> None:
         """Step until the cuts say that no prices inside a box with room are better."""
-        while self.answers < MOST_ANSWERS:
+        while self.best > 0 and self.answers < MOST_ANSWERS:
             step = self.lowest()
             self.weights = step.weights
             promised = self.best - step.height

@@ -70,7 +70,7 @@ def fill(market: Market, chosen: Ints, prices: Floats) -> Ints:
         granted = order[fits]
         slot = np.argmax(chosen[rows[granted]] < 0, axis=1)
         chosen[rows[granted], slot] = offers[granted]
-        room = room - used[:, fits].sum(axis=1)
+        room = np.maximum(room - used[:, fits].sum(axis=1), 0)
     return chosen
 
 
@@ -98,20 +98,22 @@ def _open(
     worth = np.full((len(rows), market.value.shape[1]), -np.inf)
     worth[:, offers] = market.adjusted(rows, prices)[:, offers]
     for k in np.flatnonzero(market.spends.any(axis=1)):
-        worth[(market.spends[k] > 0) & (market.costs(rows) > room[k])] = -np.inf
+        np.copyto(worth, -np.inf, where=(market.spends[k] > 0) & (market.costs(rows) > room[k]))
     at, slot = np.nonzero(taken >= 0)
     worth[at, taken[at, slot]] = -np.inf
     worth[(taken >= 0).all(axis=1)] = -np.inf
     if market.group is not None and market.slots > 1:
         group = np.where(taken >= 0, market.group[taken], -1)
-        for slot in range(market.slots):
-            same = (group[:, slot, None] == market.group) & (market.group >= 0)
+        for column in range(market.slots):
+            same = (group[:, column, None] == market.group) & (market.group >= 0)
             worth[same] = -np.inf
     return worth
 
 
 def best_first(market: Market, chosen: Ints) -> Ints:
     """Put each customer's offers in order of value, ties by id; empty slots last."""
+    if not len(market.by_id):
+        return chosen
     place = np.empty(len(market.by_id) + 1, dtype=np.int64)
     place[market.by_id] = np.arange(len(market.by_id))
     place[-1] = len(market.by_id)

@@ -80,7 +80,8 @@ def _turns(n: int, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     golden = (np.sqrt(5) - 1) / 2
     position = (np.arange(n) + 0.5) * golden % 1
     edges = np.cumsum(weights)[:-1]
-    return np.searchsorted(edges, position, side="right").astype(np.int64)
+    turns: npt.NDArray[np.int64] = np.searchsorted(edges, position, side="right").astype(np.int64)
+    return turns
 
 
 def _assignment(
