@@ -6,6 +6,7 @@ What the four models reach on real data stands in ``tests/test_complete_journey.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
