@@ -395,3 +395,21 @@ def _halving(n: int) -> Ints:
         return found
 
     return np.array(blocks(0, n), np.int32)
+
+
+def _warm() -> None:
+    """Run every kernel once, so that what Numba sets up at a first call is done at the start."""
+    no_nodes = Nodes(
+        np.zeros(2, np.int32), 0, np.empty(0), np.zeros((0, 2), np.uint64),
+        np.zeros((0, 5), np.uint32), np.zeros(0, np.uint32),
+    )  # fmt: skip
+    one_leaf = Forest(
+        0, no_nodes, np.array([0, 1], np.int32), np.zeros(1), np.ones(1, np.uint64), 1.0, None
+    )
+    RowScorer(one_leaf).predict(np.empty((1, 0)))
+    nothing = np.zeros(0, np.int32)
+    sum_terms(np.empty((1, 0)), np.empty((1, 0)), np.empty((1, 1, 0)), (nothing,) * 3)
+
+
+if available():
+    _warm()
