@@ -178,9 +178,11 @@ def test_golden_rows_hold_unknown_values_and_one_row_of_nothing_else(stored):
 
 
 def test_loading_runs_nothing_that_a_pickle_could_hold(stored):
-    # The interpreter itself reports every class that any unpickler looks up.
+    # The interpreter itself reports every class that any unpickler looks up. Libraries are loaded
+    # before: Numba keeps what it compiled of our own code as it keeps it, beside that code.
     script = (
-        "import sys\nfrom nextbest.learn import artifact\nimport lightgbm, sklearn, pandas\n"
+        "import sys\nimport lightgbm, sklearn, pandas\n"
+        "from nextbest.learn import artifact, bitmask\n"
         "seen = []\n"
         "sys.addaudithook(lambda event, args: seen.append(args) if 'pickle' in event else None)\n"
         f"artifact.load({str(stored)!r})\n"

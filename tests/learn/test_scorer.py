@@ -3,11 +3,14 @@ import pandas as pd
 import pytest
 import small_models as small
 from scipy.special import logit
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from nextbest.errors import ArtifactError, DataError
-from nextbest.learn import artifact, scorer
-from nextbest.learn.estimators import FeatureEncoder, linear
+from nextbest.learn import artifact, bitmask, scorer
+from nextbest.learn.estimators import FeatureEncoder, SignedLog1p, blend, linear
 from nextbest.learn.scorer import OfferScorer
 
 
@@ -158,7 +161,28 @@ def offers(model):
     return OfferScorer(model, ["unused", "age", "tier"], ["spend"], ["member"], {"tier": TIERS})
 
 
-def test_propensities_equal_the_scores_of_joined_rows(model, offers):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Trees and a regression behind every kind of preprocessing, and trees without any."""
+    steps = [SimpleImputer(add_indicator=True), StandardScaler()]
+    estimator = blend(
+        {
+            "plain": small.trees(),
+            "trees": make_pipeline(*steps, SignedLog1p(), small.trees()),
+            "linear": make_pipeline(SignedLog1p(), *steps, LogisticRegression()),
+        },
+        [1.0, 2.0, 3.0],
+    )
+    return save(tmp_path_factory.mktemp("prepared"), estimator)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", ["model", "prepared"])
+def test_propensities_equal_the_scores_of_joined_rows(name, compiled, request, monkeypatch):
+    model = request.getfixturevalue(name)
+    if not compiled:
+        monkeypatch.setattr(bitmask, "available", lambda: False)
+    offers = OfferScorer(model, ["unused", "age", "tier"], ["spend"], ["member"], {"tier": TIERS})
     n, m = 37, 6
     customers, offer_rows, pairs = matrices(n, m)
     found = offers.propensity(customers, offer_rows, pairs)
@@ -174,6 +198,17 @@ def test_propensities_equal_the_scores_of_joined_rows(model, offers):
     assert found.tobytes() == model.score(joined).reshape(n, m).tobytes()
 
 
+def test_a_folded_catalogue_gives_the_bits_of_its_offers(offers):
+    customers, offer_rows, pairs = matrices(5, 6)
+    folded = offers.fold(offer_rows)
+    expected = offers.propensity(customers, offer_rows, pairs)
+    assert offers.propensity(customers, folded, pairs).tobytes() == expected.tobytes()
+    with pytest.raises(DataError, match="matrices do not fit"):
+        offers.propensity(customers, folded, pairs[:, :3])
+    with pytest.raises(DataError, match="matrices do not fit"):
+        offers.fold(offer_rows[:, :0])
+
+
 def test_one_customer_alone_has_the_bits_of_the_batch(offers):
     customers, offer_rows, pairs = matrices(50, 6)
     together = offers.propensity(customers, offer_rows, pairs)
@@ -186,10 +221,12 @@ def test_memory_is_bounded_by_chunks_that_change_nothing(offers, monkeypatch):
     customers, offer_rows, pairs = matrices(50, 6)
     together = offers.propensity(customers, offer_rows, pairs)
     sizes = []
-    inner = offers.model.__class__.score_matrix
+    inner = OfferScorer._uncalibrated
     monkeypatch.setattr(scorer, "_CELLS_PER_CHUNK", 300)
     monkeypatch.setattr(
-        type(offers.model), "score_matrix", lambda self, x: sizes.append(x.size) or inner(self, x)
+        OfferScorer,
+        "_uncalibrated",
+        lambda self, c, o, p: sizes.append(len(c) * len(o) * 6) or inner(self, c, o, p),
     )
     assert offers.propensity(customers, offer_rows, pairs).tobytes() == together.tobytes()
     assert max(sizes) <= 300

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from shop import sources
 from nextbest.data.profiles import Profiles
 from nextbest.decide.contact import ContactHistory
 from nextbest.errors import ArtifactError, StoreError
+from nextbest.learn import bitmask
 from nextbest.serve.audience import Shaper
 from nextbest.serve.bundle import current_id, load_bundle, write_bundle
 
@@ -187,3 +190,26 @@ def test_without_any_profile_everybody_is_a_stranger(folder: Path) -> None:
     assert shaper.rows(["c00"]).tolist() == [-1]
     audience = shaper.audience(["c00", "c01"], ContactHistory.empty())
     assert not audience.known.any() and np.isnan(audience.propensity).all()
+
+
+def test_a_server_starts_without_what_only_training_needs(folder: Path) -> None:
+    """In a fresh interpreter, since this one has loaded everything."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "import nextbest.serve.api\n"
+        "from nextbest.serve.bundle import load_bundle\n"
+        "bundle = load_bundle(Path(sys.argv[1]))\n"
+        "print(bundle.models['propensity'].scorer_kind, bundle.offer_scorer.model.name)\n"
+        "print(*sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kind, modules = done.stdout.splitlines()
+    training_only = {"sklearn", "ibis", "matplotlib", "mlflow", "pandas", "pyarrow", "duckdb"}
+    compiled = kind.startswith("bitmask")
+    assert sorted(set(modules.split()) & training_only) == [] or not compiled
+    assert compiled == bitmask.available()

@@ -55,6 +55,8 @@ def test_a_new_policy_goes_live(project: Path) -> None:
         assert after.bundle is before.bundle
         labels = {"policy": after.rules.content_hash}
         assert value(metrics, "nextbest_bundle_info", **labels) == 1
+        kind = after.bundle.models["propensity"].scorer_kind
+        assert value(metrics, "nextbest_scorer_info", model="propensity", kind=kind) == 1
         assert value(metrics, "nextbest_bundle_info", policy=before.rules.content_hash) is None
 
 

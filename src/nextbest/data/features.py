@@ -12,36 +12,23 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 from ibis import _
 
 from nextbest.data.contract import TABLES
+from nextbest.data.feature import Entity as Entity
+from nextbest.data.feature import Feature as Feature
 from nextbest.errors import ConfigError, DataError, did_you_mean
 
-Entity = Literal["customer", "offer", "pair"]
 KEYS: Mapping[Entity, tuple[str, ...]] = {
     "customer": ("customer_id", "as_of"),
     "offer": ("offer_id", "as_of"),
     "pair": ("customer_id", "offer_id", "as_of"),
 }
 _SECONDS_PER_DAY = 86_400.0
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One column that models and rules may use: its name, one-line meaning, unit and origin."""
-
-    name: str
-    meaning: str
-    unit: str
-    source: str
-    group: str
-    entity: Entity
-    dtype: str
-    live: bool = False
 
 
 @dataclass(frozen=True)

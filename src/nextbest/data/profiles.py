@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from nextbest.data.features import Feature
-from nextbest.data.snapshots import ProfileFrames
+from nextbest.data.feature import Feature
 from nextbest.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nextbest.data.snapshots import ProfileFrames
 
 FORMAT = 1
 _ARRAYS = ("customer_ids", "matrix", "offer_matrix", "pairs")

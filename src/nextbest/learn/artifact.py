@@ -26,14 +26,15 @@ import numpy.typing as npt
 from nextbest.errors import ArtifactError, NextbestError
 from nextbest.learn.calibration import Calibrator, NoCalibration, calibrator_from_dict
 from nextbest.learn.components import TOLERANCE, Component, Logistic, Steps, Trees
-from nextbest.learn.estimators import FeatureEncoder
-from nextbest.learn.export import Part, export
+from nextbest.learn.encoding import FeatureEncoder
 from nextbest.learn.onnx import PACKAGES, Graph
 from nextbest.learn.scorer import LoadedModel, raw_column_of
 from nextbest.learn.strict_json import dump, number, parse
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nextbest.learn.export import Part
 
 __all__ = ["FORMAT", "KINDS", "load", "save"]
 
@@ -163,6 +164,9 @@ def _component_files(
     if kind == "clv":
         content = dump(estimator.to_dict())
         return {"clv.json": content}, [{"type": "clv", "weight": 1.0, "file": "clv.json"}]
+    # Serving only loads; taking estimators apart needs scikit-learn.
+    from nextbest.learn.export import export
+
     files: dict[str, bytes] = {}
     components = []
     x = encoder.transform(golden_rows)
@@ -239,13 +243,14 @@ def _compare_with_estimator(model: LoadedModel, estimator: Any, golden: pd.DataF
 
 
 def _compare_with_golden(where: str, model: LoadedModel, golden: Mapping[str, Any]) -> None:
-    import pandas as pd
-
     expected = {
         str(column): np.array([number(v) for v in values])
         for column, values in golden["scores"].items()
     }
-    frame = model.frame(pd.DataFrame(golden["rows"], dtype=object))
+    frame = {
+        c: [row[c] if c in model.encoder.vocabulary_ else number(row[c]) for row in golden["rows"]]
+        for c in model.columns
+    }
     problem = "the model does not repeat its golden scores"
     if "uncalibrated" in expected:
         before = expected.pop("uncalibrated")
@@ -308,7 +313,13 @@ def load(directory: Path | str) -> LoadedModel:
         files = _verified_files(root, manifest["files"])
         model = _build(manifest, files, digest=_sha256(manifest_bytes))
         golden = parse(f"{root}/{GOLDEN}", files[GOLDEN])
-        _compare_with_golden(f"{root}/{GOLDEN}", model, golden)
+        try:
+            _compare_with_golden(f"{root}/{GOLDEN}", model, golden)
+        except ArtifactError:
+            # Trees that do not come true compiled get a second chance with LightGBM itself.
+            if not any([c.fall_back() for c in model.components if isinstance(c, Trees)]):
+                raise
+            _compare_with_golden(f"{root}/{GOLDEN}", model, golden)
     return model
 
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log1p, logit, xlogy
-from sklearn.isotonic import IsotonicRegression
 
 from nextbest.errors import ArtifactError, DataError
 from nextbest.learn.statistics import Array, binary, fit_logistic, pair, probability
@@ -183,6 +182,9 @@ def _fit_beta(y: Array, score: Array) -> Calibrator:
 
 
 def _fit_isotonic(y: Array, score: Array) -> Calibrator:
+    # Serving applies calibrators and never fits one.
+    from sklearn.isotonic import IsotonicRegression
+
     fitted = IsotonicRegression(out_of_bounds="clip").fit(score, y)
     # A block without a positive says "rare", not "impossible": log loss would be infinite.
     edge = 1 / (y.size + 2)

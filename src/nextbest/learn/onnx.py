@@ -99,6 +99,12 @@ class Graph:
         self._dtype = _check(content, self._width)
         self._session = _session(content)
 
+    scorer_kind = "onnx"
+
+    def over_offers(self, origins: Any) -> None:
+        """Return None: the graph reads whole rows."""
+        return None
+
     def predict(self, x: Array) -> Array:
         """Return the (n,) probabilities; NaN where the estimator takes no unknown values."""
         z = self._steps(x)

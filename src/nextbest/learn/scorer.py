@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from nextbest.errors import ArtifactError, DataError, did_you_mean
 from nextbest.learn.calibration import Calibrator
 from nextbest.learn.components import TOLERANCE, Component, gather
-from nextbest.learn.estimators import FeatureEncoder
+from nextbest.learn.encoding import FeatureEncoder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Contribution", "LoadedModel", "OfferScorer"]
+__all__ = ["Contribution", "FoldedOffers", "LoadedModel", "OfferScorer"]
 
 Array = npt.NDArray[np.float64]
 #: What a customer-lifetime-value model gives for each customer.
@@ -67,6 +67,16 @@ class LoadedModel:
     def tolerance(self) -> float:
         """How far scores before calibration may lie apart on another machine."""
         return max((c.tolerance for c in self.components), default=TOLERANCE)
+
+    @property
+    def scorer_kind(self) -> str:
+        """What computes the scores, such as ``bitmask+linear``; ``clv`` for lifetime value.
+
+        ``lightgbm`` in place of ``bitmask`` says that trees are scored the slow way.
+        """
+        if self.kind == "clv":
+            return self.kind
+        return "+".join(dict.fromkeys(component.scorer_kind for component in self.components))
 
     @cached_property
     def raw_column_of(self) -> npt.NDArray[np.intp]:
@@ -127,14 +137,16 @@ class LoadedModel:
 
     def score_matrix(self, x: Array) -> Array:
         """Return the (n,) scores of an encoded (n, k) matrix."""
-        if len(x) == 0:
-            return np.empty(0)
-        out = self.calibrator.apply(self.uncalibrated(x))
+        return self.calibrated(self.uncalibrated(x)) if len(x) else np.empty(0)
+
+    def calibrated(self, scores: Array) -> Array:
+        """Return the (n,) final scores of the components' (n,) weighted means."""
+        out = self.calibrator.apply(scores)
         bad = np.flatnonzero(~np.isfinite(out))
         if bad.size:
             raise DataError(
                 f'model "{self.name}"',
-                f"{bad.size} of {len(out)} rows have no score, the first is row {bad[0]}",
+                f"{bad.size} of {len(scores)} rows have no score, the first is row {bad[0]}",
                 expected="numbers in every column that the model cannot impute",
                 got="unknown values",
             )
@@ -213,17 +225,53 @@ class _Source:
     """Encodes the raw columns that one matrix (customers, offers or pairs) brings."""
 
     def __init__(self) -> None:
-        self.raw: list[int] = []  # columns of the matrix that pass through
-        self.passed: list[int] = []  # their encoded columns
-        self.tables: list[tuple[int, slice, Array]] = []  # column, encoded columns, code -> one-hot
+        self._raw: list[int] = []  # for each encoded column the matrix's column
+        self._encoded: list[int] = []
+        self._one_hot: list[int] = []  # which of them say whether a code is theirs
+        self._codes: list[float] = []
 
-    def write(self, matrix: Array, out: Array) -> None:
-        """Fill the encoded columns of ``out`` (..., k) from ``matrix`` (..., k_raw)."""
-        out[..., self.passed] = matrix[..., self.raw]
-        for column, target, table in self.tables:
-            codes = matrix[..., column]
-            # Unknown (NaN) takes the table's last row, which is all zero.
-            out[..., target] = table[np.where(np.isnan(codes), len(table) - 1, codes).astype(int)]
+    def add(self, raw: int, encoded: int, code: float | None = None) -> None:
+        """Take up an encoded column: a number that passes, or whether a category has a code."""
+        if code is not None:
+            self._one_hot.append(len(self._raw))
+            self._codes.append(code)
+        self._raw.append(raw)
+        self._encoded.append(encoded)
+
+    @cached_property
+    def columns(self) -> npt.NDArray[np.intp]:
+        """Numbers of the encoded columns, in the order of `encode`."""
+        return np.array(self._encoded, dtype=np.intp)
+
+    @cached_property
+    def _codes_row(self) -> Array:
+        return np.array(self._codes)
+
+    @cached_property
+    def _take(self) -> npt.NDArray[np.intp]:
+        return np.array(self._raw, dtype=np.intp)
+
+    def encode(self, matrix: Array) -> Array:
+        """Return the encoded columns (..., k) of ``matrix`` (..., k_raw)."""
+        out = np.take(matrix, self._take, axis=-1)
+        if self._one_hot:
+            # Unknown (NaN) equals no code.
+            out[..., self._one_hot] = out[..., self._one_hot] == self._codes_row
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedOffers:
+    """A catalogue of m offers, with what depends on offers alone done; made by `OfferScorer.fold`.
+
+    Attributes: ``encoded`` (m, k_o); ``parts`` what each of the model's parts made of it.
+    """
+
+    encoded: Array
+    parts: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
 
 
 class OfferScorer:
@@ -259,14 +307,13 @@ class OfferScorer:
         for number, (column, (which, position)) in enumerate(
             zip(model.columns, self._places, strict=True)
         ):
-            encoded = np.flatnonzero(model.raw_column_of == number)
             source = self._sources[which]
-            if column not in model.encoder.vocabulary_:
-                source.raw.append(position)
-                source.passed.append(int(encoded[0]))
-            elif encoded.size:
-                target = slice(int(encoded[0]), int(encoded[-1]) + 1)
-                source.tables.append((position, target, self._one_hot(column)))
+            encoded = np.flatnonzero(model.raw_column_of == number)
+            codes = self._codes(column)
+            for at, code in zip(encoded, codes, strict=True):
+                source.add(position, int(at), code)
+        customers, offers, pairs = (source.columns for source in self._sources)
+        self._parts = [c.over_offers((customers, offers, pairs)) for c in model.components]
 
     def _place(self, column: str) -> tuple[int, int]:
         found = [(w, names.index(column)) for w, names in enumerate(self._names) if column in names]
@@ -287,38 +334,71 @@ class OfferScorer:
             )
         return found[0]
 
-    def _one_hot(self, column: str) -> Array:
-        vocabulary = self.model.encoder.vocabulary_[column]
-        values = self._categories[column]
-        table = np.zeros((len(values) + 1, len(vocabulary)))
-        for code, value in enumerate(values):
-            if value in vocabulary:
-                table[code, vocabulary.index(value)] = 1.0
-        return table
+    def _codes(self, column: str) -> list[float | None]:
+        """For each of a column's encoded columns the code that it stands for; None for a number."""
+        if column not in self.model.encoder.vocabulary_:
+            return [None]
+        code_of = {value: float(code) for code, value in enumerate(self._categories[column])}
+        # A value that no profile has gets a code that none has.
+        return [code_of.get(value, -1.0) for value in self.model.encoder.vocabulary_[column]]
 
-    def propensity(self, customers: Array, offers: Array, pairs: Array) -> Array:
+    def fold(self, offers: Array) -> FoldedOffers:
+        """Do once for a catalogue what depends on its (m, k_o) offers alone."""
+        if offers.ndim != 2 or offers.shape[1] != len(self._names[1]):
+            self._refuse(f"(m, {len(self._names[1])})", str(offers.shape))
+        encoded = self._sources[1].encode(offers)
+        parts = [None if part is None else part.fold(encoded) for part in self._parts]
+        return FoldedOffers(encoded, tuple(parts))
+
+    def propensity(self, customers: Array, offers: Array | FoldedOffers, pairs: Array) -> Array:
         """Return the (n, m) calibrated probability that each customer responds to each offer.
 
-        Parameters: ``customers`` (n, k), ``offers`` (m, k_o), ``pairs`` (n, m, k_p), float64 in
-        the columns named to the constructor, NaN unknown. Raises ``DataError`` on another shape.
+        Parameters: ``customers`` (n, k), ``offers`` (m, k_o) or folded before, ``pairs``
+        (n, m, k_p), float64 in the columns named to the constructor, NaN unknown. Raises
+        ``DataError`` on another shape.
         """
         n, m = len(customers), len(offers)
-        shapes = [(n, len(self._names[0])), (m, len(self._names[1])), (n, m, len(self._names[2]))]
-        given = [customers.shape, offers.shape, pairs.shape]
+        shapes = [(n, len(self._names[0])), (n, m, len(self._names[2]))]
+        given = [customers.shape, pairs.shape]
         if given != shapes:
-            raise DataError(
-                "propensity", "matrices do not fit", expected=str(shapes), got=str(given)
-            )
+            self._refuse(str(shapes), str(given))
+        folded = offers if isinstance(offers, FoldedOffers) else self.fold(offers)
         out = np.empty((n, m))
         chunk = max(1, _CELLS_PER_CHUNK // max(1, m * self._width))
         for start in range(0, n if m else 0, chunk):
             rows = slice(start, min(start + chunk, n))
-            x = np.empty((rows.stop - start, m, self._width))
-            self._sources[0].write(customers[rows, None, :], x)
-            self._sources[1].write(offers[None, :, :], x)
-            self._sources[2].write(pairs[rows], x)
-            out[rows] = self.model.score_matrix(x.reshape(-1, self._width)).reshape(-1, m)
+            uncalibrated = self._uncalibrated(customers[rows], folded, pairs[rows])
+            out[rows] = self.model.calibrated(uncalibrated.reshape(-1)).reshape(-1, m)
         return out
+
+    def _uncalibrated(self, customers: Array, offers: FoldedOffers, pairs: Array) -> Array:
+        """The (n, m) weighted means of the components, added up as `LoadedModel` does."""
+        n, m = pairs.shape[:2]
+        encoded = [self._sources[0].encode(customers), self._sources[2].encode(pairs)]
+        joined: Array | None = None
+        total = np.zeros((n, m))
+        for component, part, folded in zip(
+            self.model.components, self._parts, offers.parts, strict=True
+        ):
+            if part is not None:
+                found = part.predict(encoded[0], folded, encoded[1])
+            else:
+                if joined is None:
+                    joined = self._joined(encoded[0], offers.encoded, encoded[1])
+                found = component.predict(joined).reshape(n, m)
+            total += component.weight * found
+        return total
+
+    def _joined(self, customers: Array, offers: Array, pairs: Array) -> Array:
+        n, m = pairs.shape[:2]
+        x = np.empty((n, m, self._width))
+        parts = (customers[:, None, :], offers[None, :, :], pairs)
+        for source, part in zip(self._sources, parts, strict=True):
+            x[..., source.columns] = part
+        return x.reshape(-1, self._width)
+
+    def _refuse(self, expected: str, got: str) -> NoReturn:
+        raise DataError("propensity", "matrices do not fit", expected=expected, got=got)
 
     def contributions(
         self, customer: Array, offer: Array, pair: Array, top: int = 5
@@ -327,10 +407,9 @@ class OfferScorer:
 
         Parameters: one row each, (k,), (k_o,) and (k_p,), in the columns named to the constructor.
         """
-        x = np.empty((1, self._width))
         rows = (customer, offer, pair)
-        for source, row in zip(self._sources, rows, strict=True):
-            source.write(row[None, :], x)
+        c, o, p = (s.encode(row[None, :]) for s, row in zip(self._sources, rows, strict=True))
+        x = self._joined(c, o, p[None, :])
         values = [
             self._label(column, float(rows[which][position]))
             for column, (which, position) in zip(self.model.columns, self._places, strict=True)

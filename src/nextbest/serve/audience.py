@@ -17,6 +17,7 @@ from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Audience
 from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.trace import plain
+from nextbest.learn.scorer import FoldedOffers
 from nextbest.serve.bundle import Bundle
 from nextbest.serve.records import Contacts, Outcomes
 from nextbest.serve.store import Store
@@ -141,6 +142,16 @@ class Shaper:
         return _gather(self.bundle.profiles.offer_matrix, self._places)
 
     @cached_property
+    def _held(self) -> Rows:
+        """Which of the catalogue's offers the profiles know."""
+        return np.flatnonzero(self._places >= 0)
+
+    @cached_property
+    def _folded(self) -> FoldedOffers:
+        """What scoring can do once for these offers."""
+        return self.bundle.offer_scorer.fold(self._offers[self._held])
+
+    @cached_property
     def _offer_columns(self) -> dict[str, NDArray[Any]]:
         names = self.bundle.profiles.offer_columns
         return {name: self._decoded(name, self._offers[:, j]) for j, name in enumerate(names)}
@@ -183,7 +194,7 @@ class Shaper:
         customers = _gather(profiles.matrix, rows)
         pairs = np.full((len(rows), len(self.offer_ids), len(profiles.pair_columns)), np.nan)
         seen = np.flatnonzero(known)
-        held = np.flatnonzero(self._places >= 0)
+        held = self._held
         if seen.size and held.size:
             pairs[np.ix_(seen, held)] = profiles.pairs[np.ix_(rows[seen], self._places[held])]
         return Audience(
@@ -197,7 +208,7 @@ class Shaper:
                 name: self._decoded(name, pairs[:, :, j])
                 for j, name in enumerate(profiles.pair_columns)
             },
-            propensity=self._propensity(customers, pairs, seen, held),
+            propensity=self._propensity(customers, pairs, seen),
             offer_columns=self._offer_columns,
             contacts=contacts,
             as_of=self.bundle.as_of,
@@ -229,15 +240,16 @@ class Shaper:
         )
         return [vars(one) for one in found]
 
-    def _propensity(self, customers: Array, pairs: Array, seen: Rows, held: Rows) -> Array:
+    def _propensity(self, customers: Array, pairs: Array, seen: Rows) -> Array:
         propensity = np.full(pairs.shape[:2], np.nan)
+        held = self._held
         if not (seen.size and held.size):
             return propensity
         scorer = self.bundle.offer_scorer
         if seen.size == len(customers) and held.size == len(self.offer_ids):
-            return scorer.propensity(customers, self._offers, pairs)
+            return scorer.propensity(customers, self._folded, pairs)
         cells = np.ix_(seen, held)
-        propensity[cells] = scorer.propensity(customers[seen], self._offers[held], pairs[cells])
+        propensity[cells] = scorer.propensity(customers[seen], self._folded, pairs[cells])
         return propensity
 
     def _decoded(self, name: str, values: Array) -> NDArray[Any]:

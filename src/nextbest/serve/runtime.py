@@ -170,6 +170,7 @@ class Runtime:
         self._faults = {}
         self._state = state
         self._metrics.use(state.bundle.id, state.offers.content_hash, state.rules.content_hash)
+        self._metrics.score_with({n: m.scorer_kind for n, m in state.bundle.models.items()})
         log(
             "serving",
             bundle=state.bundle.id,

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -79,6 +79,12 @@ class Metrics:
             ("bundle", "catalogue", "policy"),
             registry=registry,
         )
+        self.scorer = Gauge(
+            "nextbest_scorer_info",
+            "1 for what computes a model's scores; lightgbm in place of bitmask is slow.",
+            ("model", "kind"),
+            registry=registry,
+        )
         self.bundle_age = Gauge(
             "nextbest_bundle_age_seconds", "Time since the bundle was made.", registry=registry
         )
@@ -97,6 +103,12 @@ class Metrics:
         """Say which bundle, catalogue and policy are in use from now on."""
         self.bundle.clear()
         self.bundle.labels(bundle, catalogue, policy).set(1)
+
+    def score_with(self, kinds: Mapping[str, str]) -> None:
+        """Say what computes the scores of each model from now on."""
+        self.scorer.clear()
+        for model, kind in kinds.items():
+            self.scorer.labels(model, kind).set(1)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
