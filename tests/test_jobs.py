@@ -239,7 +239,7 @@ def test_refresh_says_that_nothing_moved_in_a_shop_that_goes_on(toy: Toy) -> Non
     (file,) = (toy.root / ".nextbest" / "drift").iterdir()
     kept = json.loads(file.read_text())
     assert kept["churn"]["version"] == 2 and kept["churn"]["score"]["name"] == "score"
-    assert {f["name"] for f in kept["churn"]["features"]} >= {"spend_28d", "wine_lines"}
+    assert {f["name"] for f in kept["churn"]["features"]} >= {"spend_28d", "orders_28d"}
     # An offer model is watched by whom it was asked about, not by what was sent.
     assert "offer_type" not in {f["name"] for f in kept["propensity"]["features"]}
     assert kept["propensity"]["score"] is None
@@ -291,9 +291,7 @@ def test_tuning_without_optuna_or_a_search_space_says_so_before_any_work(
 
     assert "tune clv: it gives no probability" in tune("clv")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert tune("churn") == (
-        'tune churn: Optuna is not installed. Run `pip install "nextbest[tune]"`.'
-    )
+    assert tune("churn") == ('tune: Optuna is not installed. Run `pip install "nextbest[tune]"`.')
     monkeypatch.undo()
     pytest.importorskip("optuna", reason='pip install "nextbest[tune]"')
     assert "there is nothing to search" in tune("churn")

@@ -449,7 +449,14 @@ def coupons(past: World, customer: str, as_of: datetime) -> Expected:
         found[f"coupon_orders_{days}d"] = len({r["order_id"] for r in inside})
         found[f"coupon_discount_{days}d"] = sum(r["coupon_discount"] for r in inside)
     bought = {r["product_id"] for a, r in used if a <= 182} - {None}
+    lately = [
+        r for r in of(past, "transactions", customer) if age(r["ordered_at"], as_of) <= 182
+    ]  # fmt: skip
+    spend = sum(r["amount"] for r in lately)
+    orders = len({r["order_id"] for r in lately})
     return found | {
+        "coupon_order_share_182d": ratio(found["coupon_orders_182d"], orders),
+        "coupon_spend_share_182d": found["coupon_discount_182d"] / spend if spend > 0 else None,
         "coupon_products_182d": len(bought),
         "days_since_coupon": min((a for a, _r in used), default=None),
     }
@@ -529,6 +536,29 @@ def offer_products(past: World, customer: str, offer_id: str, as_of: datetime) -
     }
 
 
+def offer_coupons(past: World, customer: str, offer_id: str, as_of: datetime) -> Expected:
+    wanted = offer_row(past, offer_id).get("product_ids", ())
+    lines = [
+        (age(r["ordered_at"], as_of), r)
+        for r in of(past, "transactions", customer)
+        if r["product_id"] in wanted and (r["amount"] > 0 or r["coupon_discount"] > 0)
+    ]
+    lines = [(a, r) for a, r in lines if a <= 182]
+    used = [(a, r) for a, r in lines if r["coupon_discount"] > 0]
+    orders = defaultdict(set)
+    for _a, r in lines:
+        orders[r["product_id"]].add(r["order_id"])
+    return {
+        "offer_coupon_lines": len(used),
+        "offer_coupon_discount": sum(r["coupon_discount"] for _a, r in used),
+        "days_since_offer_coupon": min((a for a, _r in used), default=None),
+        "offer_product_discount": sum(r["discount"] or 0 for _a, r in lines),
+        "offer_product_spend_28d": sum(r["amount"] for a, r in lines if a <= 28),
+        "offer_products_repeated": sum(len(ids) >= 2 for ids in orders.values()),
+        "offer_products_regular": sum(len(ids) >= 4 for ids in orders.values()),
+    }
+
+
 def offer_categories(past: World, customer: str, offer_id: str, as_of: datetime) -> Expected:
     o = offer_row(past, offer_id)
     lines = [r for _a, r in bought_lately(past, customer, as_of) if r["category"]]
@@ -541,7 +571,7 @@ BY_HAND: dict[str, Callable[..., Expected]] = {
     f.__name__: f
     for f in (rfm, totals, windows, timing, lifetime, categories, products, discounts, margins,
               engagement, contacts, responses, demographics, coupons, offer, offer_economics,
-              offer_type_history, offer_products, offer_categories)
+              offer_type_history, offer_products, offer_coupons, offer_categories)
 }  # fmt: skip
 
 
@@ -668,13 +698,13 @@ def test_every_group_compiles(group: FeatureGroup, dialect: str) -> None:
 
 WITHOUT = [
     (("transactions.category",), {"categories", "offer_categories"}),
-    (("transactions.product_id",), {"products", "offer_products", "coupons"}),
-    (("transactions.discount",), {"discounts"}),
+    (("transactions.product_id",), {"products", "offer_products", "coupons", "offer_coupons"}),
+    (("transactions.discount",), {"discounts", "offer_coupons"}),
     (("transactions.margin",), {"margins"}),
-    (("transactions.coupon_discount",), {"coupons"}),
+    (("transactions.coupon_discount",), {"coupons", "offer_coupons"}),
     (("transactions.quantity",), set()),
     (("offers.offer_type",), {"offer_economics", "offer_type_history"}),
-    (("offers.product_ids",), {"offer_products"}),
+    (("offers.product_ids",), {"offer_products", "offer_coupons"}),
     (("offers.ends_at",), {"offer_products"}),
     (("offers.categories",), {"offer_categories"}),
     (("offers.n_coupons", "offers.n_products"), set()),
@@ -684,7 +714,7 @@ WITHOUT = [
     (("contacts",), {"contacts", "responses", "offer_type_history"}),
     (("responses",), {"responses", "offer_economics", "offer_type_history"}),
     (("offers",), {"offer", "offer_economics", "offer_type_history", "offer_products",
-                   "offer_categories"}),
+                   "offer_coupons", "offer_categories"}),
 ]  # fmt: skip
 
 
@@ -732,7 +762,7 @@ def test_a_shop_that_only_knows_who_bought_what_when_still_has_features() -> Non
 def test_features_are_described_without_a_row_of_data() -> None:
     found = describe(GROUPS, unbound())
     names = [f.name for f in found]
-    assert len(names) == len(set(names)) == 86 + 7
+    assert len(names) == len(set(names)) == 95 + 7
     for feature in found:
         assert feature.meaning
         assert feature.unit

@@ -169,6 +169,7 @@ def result(**changes):
         "counts": {"n_train": 1_000, "n_train_positive": 100, "n_test": 400, "n_positive": 200,
                    "n_in_gap": 5},
         "gates": (GateResult("baseline", False, "too low"),), "notes": ("a note",),
+        "tuning": None, "moved": (), "choice": None,
     }  # fmt: skip
     return SimpleNamespace(**{**facts, **changes})
 

@@ -362,6 +362,7 @@ def test_mlflow_in_a_new_process_gives_the_engines_scores(registry, stored, root
     small.raw().to_parquet(tmp_path / "raw.parquet")
     script = f"""
 import sys
+from nextbest.learn import bitmask  # numba keeps our own compiled code in a cache of pickles
 pickled = []
 sys.addaudithook(lambda e, a: pickled.append(a) if e == "pickle.find_class" else None)
 import mlflow, numpy as np, pandas as pd

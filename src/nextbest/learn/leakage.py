@@ -327,9 +327,9 @@ def alarms(
     return tuple(sorted(all_alarms, key=lambda a: order[a.feature]))
 
 
-def in_words(found: Sequence[Alarm]) -> str:
-    """Say in one line what was found, for a gate or a model card."""
-    return "; ".join(map(str, found)) if found else "no feature knows more than it should"
+def in_words(found: Sequence[Alarm], looked_at: int) -> str:
+    """Say in one line what was found among so many features, for a gate or a model card."""
+    return "; ".join(map(str, found)) or f"none of {looked_at} features knows more than it should"
 
 
 def _auc(metric: Metric) -> str:

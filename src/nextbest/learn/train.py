@@ -549,7 +549,7 @@ def _leaks(
         )
     except DataError as error:
         return gates.GateResult("leakage", False, str(error))
-    said = leakage.in_words(found)
+    said = leakage.in_words(found, len(fitted.encoder.columns_))
     used = [n for n in plan.accepted if n in fitted.encoder.columns_]
     if used:
         said += "; accepted as they are: " + ", ".join(f"{n} ({plan.accepted[n]})" for n in used)
