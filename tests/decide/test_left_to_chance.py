@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from test_engine import OFFERS, RULES, random_people, same
 
 from nextbest.decide.engine import Audience, Decisions, bind, decide
-from nextbest.decide.explore import OfferCounts
+from nextbest.decide.explore import LossStatistics, OfferCounts
 from nextbest.decide.holdout import held_out_of
 from nextbest.decide.policy import Arms, Policy
 from nextbest.errors import ConfigError
@@ -155,6 +155,7 @@ EVERY_ARM: dict[str, Any] = {
     "holdout": {"salt": SALT, "share": 0.15, "offers": {"a": 0.3, "d": 0.2}},
     "arms": {"salt": SALT, **dict.fromkeys(Arms.QUARTERS, 0.2)},
 }
+STOPPED = {"c": LossStatistics(40, 31.5, 60.0)}
 COUNTS = {"a": OfferCounts(40, 9, 7.5), "b": OfferCounts(2_000, 2)}
 
 
@@ -167,9 +168,7 @@ def decided(people: Audience, rules: Policy, limit: int, ids: list[str], offers:
     made = catalogue(*offers, assumptions={"rate": 0.3})
     bound, bound_rules = bind(made, rules, people.known_columns())
     at = situation(limit=limit, context={"hot": True})
-    return decide(
-        people, bound, bound_rules, at, ids, offer_counts=COUNTS, stopped=frozenset({"c"})
-    )
+    return decide(people, bound, bound_rules, at, ids, offer_counts=COUNTS, stopped=STOPPED)
 
 
 @settings(max_examples=25)
@@ -353,10 +352,11 @@ def test_a_stopped_offer_is_no_longer_explored() -> None:
     people = audience([[0.5, 0.4, 0.3]] * 500)
     bound, rules = bind(THREE, policy(**exploring("epsilon")), {})
     ids = [str(i) for i in range(500)]
-    decisions = decide(people, bound, rules, situation(), ids, stopped={"c"})
+    decisions = decide(people, bound, rules, situation(), ids, stopped=STOPPED)
     assert (decisions.probabilities[:, 1] == 0).all()
     assert set(decisions.chosen[:, 0]) == {-1, 0, 2}
-    assert decisions.trace(0)["selection"]["stopped"] == ["c"]
+    told = decisions.trace(0)["selection"]["stopped"]
+    assert {name: LossStatistics(**losses) for name, losses in told.items()} == STOPPED
     assert decisions.eligible.all()
 
 

@@ -118,8 +118,13 @@ def test_tallies_count_each_contact_once_and_only_its_own_answers(store: Store) 
                     offer_id="b", occurred_at=before),
         ]
     )  # fmt: skip
-    assert store.tallies(["response", "conversion"]) == {"a": (3, 2), "b": (2, 0)}
-    assert store.tallies([]) == {"a": (3, 0), "b": (2, 0)}
+    for answers, counts in (
+        (["response", "conversion"], {"a": (3, 2), "b": (2, 0)}),
+        ([], {"a": (3, 0), "b": (2, 0)}),
+    ):
+        found = store.tallies(answers, later)
+        assert {name: (t.contacts, t.responses) for name, t in found.items()} == counts
+    assert store.tallies(["response"], before) == {}
 
 
 def test_history_takes_more_customers_than_one_statement_may_bind(store: Store) -> None:
