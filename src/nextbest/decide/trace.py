@@ -253,7 +253,7 @@ class _Case:
         if fate == b.NOT_DRAWN:
             drawn = [self.of.catalogue.offer_ids[j] for j in self.picked]
             what = " and ".join(f"offer {name}" for name in drawn) or "no offer"
-            return f"{what} was drawn"
+            return f"{what} was drawn{self._stopped(offer)}"
         name = "propensity" if fate == b.LESS_LIKELY else "priority"
         own = self.competes(name, offer)
         if fate == b.NOTHING_TO_GAIN:
@@ -265,7 +265,7 @@ class _Case:
     def _stopped(self, offer: int) -> str:
         """Why chance no longer makes an offer that is not the best one."""
         losses = self.of.stopped.get(self.of.catalogue.offer_ids[offer])
-        if losses is None:
+        if losses is None or offer == self.of.best[self.row, 0]:
             return ""
         rules = self.of.policy.policy.tables.exploration
         said = f"; exploration of it has stopped: it lost {losses.total:.2f}"
