@@ -276,13 +276,13 @@ def test_online_is_batch_with_holdout_arms_and_exploration(
     row = {customer_id: i for i, customer_id in enumerate(households)}
     monkeypatch.setenv("NEXTBEST_STORE", f"sqlite:///{tmp_path / 'many.db'}")
     with TestClient(create_app(project, insecure=True)) as many:
-        asked = {"customer_ids": households[::5], "channel": "mail", "explain": True}
+        asked = {"customer_ids": households[::8], "channel": "mail", "explain": True}
         for answer in many.post("/v1/decisions/batch", json=asked).json()["decisions"]:
             expected = {"trace": everybody.trace(row[answer["customer_id"]])}
             assert selection(answer) == selection(expected)
     monkeypatch.setenv("NEXTBEST_STORE", f"sqlite:///{tmp_path / 'one.db'}")
     with TestClient(create_app(project, insecure=True)) as one:
-        for customer_id in households[::50]:
+        for customer_id in households[::80]:
             question = {"customer_id": customer_id, "channel": "mail", "explain": True}
             expected = {"trace": everybody.trace(row[customer_id])}
             assert selection(one.post("/v1/decisions", json=question).json()) == selection(expected)
