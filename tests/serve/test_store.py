@@ -308,6 +308,14 @@ def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
         Store.at(path)
 
 
+def test_a_store_from_before_the_release_is_refused_with_a_way_out(path: Path) -> None:
+    Store.at(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE schema_version SET version = 1")
+    with pytest.raises(StoreError, match=r"earlier nextbest.*version 2; got 1\. Move it away"):
+        Store.at(path)
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
