@@ -211,6 +211,83 @@ def test_online_is_batch_for_every_household(
             assert online(one.post("/v1/decisions", json=question).json()) == batch[customer_id]
 
 
+WITH_CHANCE = """
+[holdout]
+salt = "a salt of this test"
+share = 0.1
+offers = { "18" = 0.2 }
+
+[arms]
+salt = "a salt of this test"
+no_contact = 0.1
+random_eligible = 0.1
+propensity_only = 0.1
+no_levers = 0.1
+
+[exploration]
+salt = "a salt of this test"
+policy = "epsilon"
+epsilon = 0.3
+max_loss_share = 0.2
+loss_budget = 100
+largest_loss = 3
+largest_gain = 10
+"""
+
+
+def test_online_is_batch_with_holdout_arms_and_exploration(
+    journey: Journey, decided: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All households at once, in parts, by the hundred over HTTP, and one by one."""
+    from fastapi.testclient import TestClient
+
+    from nextbest.serve import create_app
+    from nextbest.serve.batch import situation_for
+    from nextbest.serve.decisions import decide_for
+    from nextbest.serve.runtime import load_state
+
+    project = tmp_path / "project"
+    shutil.copytree(journey.root / "serving", project / "serving")
+    (project / ".nextbest").mkdir()
+    (project / ".nextbest" / "serving").symlink_to(journey.root / ".nextbest" / "serving")
+    with (project / "serving" / "policy.toml").open("a") as policy:
+        policy.write(WITH_CHANCE)
+    state = load_state(project)
+    at = situation_for(state, "mail")
+    households = decided["customer_id"].tolist()
+    everybody = decide_for(state, None, households, at, households)
+    assert len(set(everybody.arm)) == 6
+
+    compared = ("arm", "fates", "chosen", "would_choose", "probabilities", "selection_probability")
+    for size in (1_000, 97):
+        parts = [
+            decide_for(state, None, some, at, some)
+            for some in (households[i : i + size] for i in range(0, len(households), size))
+        ]
+        for name in compared:
+            together = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(together, getattr(everybody, name))
+
+    def selection(answer: Any) -> tuple[Any, ...]:
+        told = answer["trace"]["selection"]
+        return told["arm"], told["eligible"], told["probabilities"], told["no_offer"]
+
+    # The server makes ids of its own, so other offers are drawn: from the same probabilities.
+    row = {customer_id: i for i, customer_id in enumerate(households)}
+    monkeypatch.setenv("NEXTBEST_STORE", f"sqlite:///{tmp_path / 'many.db'}")
+    with TestClient(create_app(project, insecure=True)) as many:
+        asked = {"customer_ids": households[::8], "channel": "mail", "explain": True}
+        for answer in many.post("/v1/decisions/batch", json=asked).json()["decisions"]:
+            expected = {"trace": everybody.trace(row[answer["customer_id"]])}
+            assert selection(answer) == selection(expected)
+    monkeypatch.setenv("NEXTBEST_STORE", f"sqlite:///{tmp_path / 'one.db'}")
+    with TestClient(create_app(project, insecure=True)) as one:
+        for customer_id in households[::80]:
+            question = {"customer_id": customer_id, "channel": "mail", "explain": True}
+            expected = {"trace": everybody.trace(row[customer_id])}
+            assert selection(one.post("/v1/decisions", json=question).json()) == selection(expected)
+
+
 def test_refreshing_and_deciding_again_overwrite_cleanly(
     facts: dict[str, Any], journey: Journey, decided: pd.DataFrame
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from datetime import date
@@ -17,7 +18,12 @@ from scipy.stats import chisquare
 from test_engine import OFFERS, RULES, random_people, same
 
 from nextbest.decide.engine import Audience, Decisions, bind, decide
-from nextbest.decide.explore import OfferCounts
+from nextbest.decide.explore import (
+    LossStatistics,
+    OfferCounts,
+    over_budget,
+    smallest_budget,
+)
 from nextbest.decide.holdout import held_out_of
 from nextbest.decide.policy import Arms, Policy
 from nextbest.errors import ConfigError
@@ -155,6 +161,7 @@ EVERY_ARM: dict[str, Any] = {
     "holdout": {"salt": SALT, "share": 0.15, "offers": {"a": 0.3, "d": 0.2}},
     "arms": {"salt": SALT, **dict.fromkeys(Arms.QUARTERS, 0.2)},
 }
+STOPPED = {"c": LossStatistics(40, 31.5, 60.0)}
 COUNTS = {"a": OfferCounts(40, 9, 7.5), "b": OfferCounts(2_000, 2)}
 
 
@@ -167,9 +174,7 @@ def decided(people: Audience, rules: Policy, limit: int, ids: list[str], offers:
     made = catalogue(*offers, assumptions={"rate": 0.3})
     bound, bound_rules = bind(made, rules, people.known_columns())
     at = situation(limit=limit, context={"hot": True})
-    return decide(
-        people, bound, bound_rules, at, ids, offer_counts=COUNTS, stopped=frozenset({"c"})
-    )
+    return decide(people, bound, bound_rules, at, ids, offer_counts=COUNTS, stopped=STOPPED)
 
 
 @settings(max_examples=25)
@@ -353,10 +358,11 @@ def test_a_stopped_offer_is_no_longer_explored() -> None:
     people = audience([[0.5, 0.4, 0.3]] * 500)
     bound, rules = bind(THREE, policy(**exploring("epsilon")), {})
     ids = [str(i) for i in range(500)]
-    decisions = decide(people, bound, rules, situation(), ids, stopped={"c"})
+    decisions = decide(people, bound, rules, situation(), ids, stopped=STOPPED)
     assert (decisions.probabilities[:, 1] == 0).all()
     assert set(decisions.chosen[:, 0]) == {-1, 0, 2}
-    assert decisions.trace(0)["selection"]["stopped"] == ["c"]
+    told = decisions.trace(0)["selection"]["stopped"]
+    assert {name: LossStatistics(**losses) for name, losses in told.items()} == STOPPED
     assert decisions.eligible.all()
 
 
@@ -475,3 +481,78 @@ def test_sections_that_are_off_need_no_salt() -> None:
     off = policy(holdout={"share": 0, "offers": {"b": 0}}, arms={"no_contact": 0},
                  exploration={"policy": "greedy"})  # fmt: skip
     assert chosen(run(audience([[0.5, 0.4, 0.3]]), THREE, off)) == [["b"]]
+
+
+# --- the budget in currency ----------------------------------------------------------------------
+
+
+def budget(**more: Any) -> Policy:
+    given = {"loss_budget": 63, "largest_loss": 2, "largest_gain": 8, **more}
+    kept = {name: value for name, value in given.items() if value is not None}
+    return policy(**exploring("epsilon", **kept))
+
+
+WINDOWS = catalogue(*(offer(name, response_window_days=14) for name in "bca"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "offers", "says"),
+    [
+        ({"loss_budget": 62.8}, WINDOWS,
+         [r"policy.toml: \[exploration\]: loss_budget 62.8 leaves no room to begin exploring."
+          r" Must be at least 62.90, which is 6.1 × \(largest_loss \+ largest_gain\)"]),
+        ({"largest_gain": None}, WINDOWS,
+         [r'field "largest_gain" is missing. Must be the most that one explored contact may gain']),
+        ({"largest_loss": None, "largest_gain": None}, WINDOWS,
+         ['field "largest_loss" is missing', 'field "largest_gain" is missing']),
+        ({}, THREE,
+         [r'serving/offers.toml: offer "b": field "response_window_days" is missing. Must be given,'
+          r" as serving/policy.toml has a loss_budget"]),
+    ],
+)  # fmt: skip
+def test_a_budget_that_cannot_work_is_refused(
+    rules: dict[str, Any], offers: Any, says: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        bind(offers, budget(**rules), {})
+    for text in says:
+        assert re.search(text, str(refused.value))
+
+
+def test_the_smallest_budget_lets_a_new_offer_be_explored() -> None:
+    bind(WINDOWS, budget(), {})
+    rules = budget().tables.exploration
+    new, limits = {"a": LossStatistics()}, rules.loss_limits()
+    least = smallest_budget(**limits)
+    assert least == pytest.approx(np.log(240) / 0.9 * 10 + 2)
+    assert over_budget(new, budget=least, **limits) == set()
+    assert over_budget(new, budget=least - 0.01, **limits) == {"a"}
+
+
+def test_a_try_loses_what_the_contact_really_adds() -> None:
+    """Margin that would come anyway is no gain; keeping a customer is one without a response."""
+    retain = {"goal": "retain", "save_rate": 0.5, "margin": 4.0, "contact_cost": 0.5}
+    offers = catalogue(
+        offer("a", margin=20.0, contact_cost=1.0),
+        offer("b", margin=10.0, incentive_cost=2.0, incentive_shop_share=0.5, baseline_rate=0.1),
+        offer("c", **retain),
+    )
+    n = 300
+    people = audience([[0.5, 0.3, 0.2]] * n, {"churn_probability": [0.2] * n, "clv": [30.0] * n})
+    decisions = run(people, offers, policy(**exploring("epsilon")))
+    # Best is a: 0.5 × 20 − 1 = 9. b earns −0.1 × 10 anyway, and 9 more with a response;
+    # c keeps 0.2 × 0.5 × 30 = 3, costs 0.5, and earns 4 more with a response.
+    expect = {0: (np.nan, np.nan), 1: (9 + 1, 10 - 9), 2: (9 - 2.5, 6.5 - 4), -1: (np.nan,) * 2}
+    assert set(decisions.chosen[:, 0]) == set(expect)
+    for row, drawn in enumerate(decisions.chosen[:, 0].tolist()):
+        got = decisions.losses.ignored[row, 0], decisions.losses.answered[row, 0]
+        np.testing.assert_allclose(got, expect[drawn], rtol=1e-12)
+
+
+@pytest.mark.parametrize("arm", ["random_eligible", "propensity_only"])
+def test_an_arm_is_no_exploration(arm: str) -> None:
+    people = copies(50, [0.5, 0.4, 0.3], arm)
+    rules = policy(levers=[LEVER], **everybody(arm), **exploring("epsilon"))
+    decisions = run(people, THREE, rules)
+    assert (decisions.chosen[:, 0] >= 0).all()
+    assert np.isnan(decisions.losses.ignored).all()

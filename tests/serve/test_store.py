@@ -118,8 +118,13 @@ def test_tallies_count_each_contact_once_and_only_its_own_answers(store: Store) 
                     offer_id="b", occurred_at=before),
         ]
     )  # fmt: skip
-    assert store.tallies(["response", "conversion"]) == {"a": (3, 2), "b": (2, 0)}
-    assert store.tallies([]) == {"a": (3, 0), "b": (2, 0)}
+    for answers, counts in (
+        (["response", "conversion"], {"a": (3, 2), "b": (2, 0)}),
+        ([], {"a": (3, 0), "b": (2, 0)}),
+    ):
+        found = store.tallies(answers, later)
+        assert {name: (t.contacts, t.responses) for name, t in found.items()} == counts
+    assert store.tallies(["response"], before) == {}
 
 
 def test_history_takes_more_customers_than_one_statement_may_bind(store: Store) -> None:
@@ -300,6 +305,14 @@ def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE schema_version SET version = 99")
     with pytest.raises(StoreError, match=r"newer nextbest.*got 99"):
+        Store.at(path)
+
+
+def test_a_store_from_before_the_release_is_refused_with_a_way_out(path: Path) -> None:
+    Store.at(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE schema_version SET version = 1")
+    with pytest.raises(StoreError, match=r"earlier nextbest.*version 2; got 1\. Move it away"):
         Store.at(path)
 
 

@@ -114,12 +114,15 @@ class Choice:
         it; for the first empty slot, with which no further offer was; NaN behind that.
     chances: customers × (offers + 1), the probabilities that the first slot was drawn from; the
         last column is no offer.
+    best: customers × limit, positions of the offers that each slot would have got without chance;
+        -1 for no offer.
     blocked: for each pool where it kept an offer out, customers × offers.
     """
 
     chosen: Ints
     probability: Floats
     chances: Floats
+    best: Ints
     blocked: list[npt.NDArray[np.bool_]]
 
 
@@ -141,11 +144,15 @@ def greedy(running: Floats) -> Floats:
     """
     n, m = running.shape
     chances = np.zeros((n, m + 1))
-    customers = np.arange(n)
-    best = np.argmax(running, axis=1)
-    best[running[customers, best] <= 0] = m
-    chances[customers, best] = 1.0
+    chances[np.arange(n), _leader(running)] = 1.0
     return chances
+
+
+def _leader(running: Floats) -> npt.NDArray[np.intp]:
+    """Return for each customer the column of the best offer, or the one behind the last."""
+    best: npt.NDArray[np.intp] = np.argmax(running, axis=1)
+    best[running[np.arange(len(running)), best] <= 0] = running.shape[1]
+    return best
 
 
 def choose(
@@ -175,9 +182,11 @@ def choose(
     n, m = priority.shape
     chosen = np.full((n, limit), -1, dtype=np.int64)
     probability = np.full((n, limit), np.nan)
+    best = np.full((n, limit), -1, dtype=np.int64)
     first = np.zeros((n, m + 1))
     lots = np.zeros((n, limit)) if lots is None else lots
     customers = np.arange(n)
+    position = np.append(by_id, -1)
     running = priority[:, by_id]
     members = [pool.member[by_id] for pool in pools]
     left = [pool.left.copy() for pool in pools]
@@ -188,6 +197,7 @@ def choose(
         if slot == 0:
             first[:, [*by_id, m]] = now
         drawn = _draw(now, lots[:, slot])
+        best[drawing, slot] = position[_leader(running)[drawing]]
         probability[drawing, slot] = now[customers, drawn][drawing]
         drawing &= drawn < m
         if not drawing.any():
@@ -199,7 +209,7 @@ def choose(
         for member, remaining, out in zip(members, left, blocked, strict=True):
             _use_up(member, remaining, out, running, customers[drawing], drawn[drawing])
     back = np.argsort(by_id)
-    return Choice(chosen, probability, first, [out[:, back] for out in blocked])
+    return Choice(chosen, probability, first, best, [out[:, back] for out in blocked])
 
 
 def _draw(chances: Floats, lots: Floats) -> npt.NDArray[np.intp]:

@@ -5,6 +5,7 @@ After binding, a decision only computes; no name has to be looked up or checked 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide.contact import Limit, QuietHours, Scope
+from nextbest.decide.explore import smallest_budget
 from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, positions
 from nextbest.decide.policy import ContextWeight, Lever, Policy, Target
 from nextbest.decide.rules import (
@@ -230,6 +232,36 @@ class _Binding:
                 f'policy = "thompson" does not know how uncertain "{objective}" is',
                 'objective = "expected_profit", or another policy',
             )
+
+        if self.tables.exploration.loss_budget is not None:
+            self._loss_budget(self.tables.exploration.loss_budget)
+
+    def _loss_budget(self, budget: float) -> None:
+        """A budget needs limits for one contact, room to begin, and contacts that end."""
+        section, rules = "[exploration]", self.tables.exploration
+        said = {"largest_loss": "lose", "largest_gain": "gain"}
+        missing = [name for name in said if getattr(rules, name) is None]
+        for name in missing:
+            expected = f"the most that one explored contact may {said[name]}, in your currency"
+            hint = "A loss_budget needs it, and offers are explored only where it holds."
+            self._fault(section, f'field "{name}" is missing', expected, hint)
+        least = 0.0 if missing else smallest_budget(**rules.loss_limits())
+        if budget < least:
+            self._fault(
+                section,
+                f"loss_budget {budget:g} leaves no room to begin exploring",
+                f"at least {math.ceil(100 * least) / 100:.2f}, which is 6.1 × (largest_loss +"
+                " largest_gain) + largest_loss",
+                "After so little, luck cannot be told from loss. Raise it, or lower largest_loss"
+                " or largest_gain.",
+            )
+        for offer in self.catalogue.offers:
+            if offer.response_window_days is None:
+                where = self.catalogue.place(offer, "response_window_days")
+                hint = "Only then does a contact that nobody answers count as a loss."
+                what = 'field "response_window_days" is missing'
+                expected = f"given, as {self.policy.where} has a loss_budget"
+                self.faults.append(Fault(where, what, expected, "none", hint))
 
     def _rules(self) -> tuple[NamedRule, ...]:
         rules = []

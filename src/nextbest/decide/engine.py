@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +31,15 @@ from nextbest.decide.arbitrate import (
     weigh,
 )
 from nextbest.decide.binding import BoundPolicy, bind
-from nextbest.decide.explore import Explorer, OfferCounts, beliefs, reach, uniform
+from nextbest.decide.explore import (
+    Earnings,
+    Explorer,
+    LossStatistics,
+    OfferCounts,
+    beliefs,
+    reach,
+    uniform,
+)
 from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import SHARES, BoundCatalogue
@@ -41,6 +50,7 @@ __all__ = ["Audience", "Decisions", "Situation", "bind", "decide"]
 
 _EVERY = slice(None)
 _NO_COUNTS: Mapping[str, OfferCounts] = MappingProxyType({})
+_NONE_STOPPED: Mapping[str, LossStatistics] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Decisions:
     probabilities: (n, m + 1) what the first slot was drawn from; the last column is no offer.
     would_choose: (n, limit) as ``chosen``, also for customers who are held out: what they would
         have got.
+    best: (n, limit) positions of the offers that each slot would have got without chance, given the
+        slots before it; -1 for no offer.
     offer_counts, stopped: as given to `decide`.
     """
 
@@ -76,8 +88,9 @@ class Decisions:
     end_probability: npt.NDArray[np.float64]
     probabilities: npt.NDArray[np.float64]
     would_choose: npt.NDArray[np.int64]
+    best: npt.NDArray[np.int64]
     offer_counts: Mapping[str, OfferCounts]
-    stopped: Collection[str]
+    stopped: Mapping[str, LossStatistics]
 
     def __len__(self) -> int:
         return len(self.decision_ids)
@@ -87,6 +100,28 @@ class Decisions:
         """(n, m) offers that passed every step before arbitration: what could be chosen from."""
         final = [step in ("arbitration", "arm", "chosen") for step, _ in self.policy.fates.names]
         return np.array(final)[self.fates]
+
+    @cached_property
+    def losses(self) -> Earnings:
+        """What exploring loses, (n, limit) each; NaN where the best offer was made, or none.
+
+        The loss is what the best choice was expected to earn (0 for no offer) less what the offer
+        that was drawn instead earns, without a response and with one.
+        """
+        explored = (self.chosen >= 0) & (self.chosen != self.best)
+        explored[self.arm == holdout.RANDOM_ELIGIBLE] = False
+        rows, slots = np.nonzero(explored)
+        drawn, best = self.chosen[rows, slots], self.best[rows, slots]
+        profit = np.broadcast_to(self.values.expected_profit, self.fates.shape)
+        missed = np.where(best >= 0, profit[rows, best], 0.0)
+        earned = _earnings(self.values)
+
+        def lost(earns: Floats) -> Floats:
+            losses = np.full(self.chosen.shape, np.nan)
+            losses[rows, slots] = missed - np.broadcast_to(earns, self.fates.shape)[rows, drawn]
+            return losses
+
+        return Earnings(lost(earned.ignored), lost(earned.answered))
 
     @property
     def profile_stale(self) -> bool:
@@ -118,7 +153,7 @@ def decide(
     decision_ids: Sequence[str],
     *,
     offer_counts: Mapping[str, OfferCounts] = _NO_COUNTS,
-    stopped: Collection[str] = (),
+    stopped: Mapping[str, LossStatistics] = _NONE_STOPPED,
 ) -> Decisions:
     """Decide which offers to make to each customer, or none.
 
@@ -130,7 +165,8 @@ def decide(
     decision_ids: n ids, one per decision; what is left to chance depends on them alone.
     offer_counts: contacts and responses so far by offer id, for new offers' reach and for Thompson
         sampling; an offer that is not there has had none.
-    stopped: ids of offers that are no longer explored (`explore.over_budget`).
+    stopped: offers that are no longer explored (`explore.over_budget`), each with what exploring
+        it has cost.
 
     Returns
     -------
@@ -172,9 +208,18 @@ def decide(
         end,
         chances,
         choice.chosen,
+        choice.best,
         offer_counts,
         stopped,
     )
+
+
+def _earnings(values: Values) -> Earnings:
+    """What a contact earns with a response and without one; NaN where unknown."""
+    with np.errstate(invalid="ignore"):  # as in `expected_profit`
+        anyway = values.baseline_rate * values.margin
+    ignored = values.retention_value - values.contact_cost - anyway
+    return Earnings(ignored, ignored + (values.margin - values.incentive_cost))
 
 
 def _as_made(choice: Choice, kept_back: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
@@ -520,6 +565,7 @@ class _Run:
             known = np.where(np.isfinite(amounts), amounts, 0.0)
             return np.broadcast_to(known, self.fates.shape)[np.ix_(rows, by_id)]
 
+        earns = _earnings(values)
         possible = None
         if settings.policy == "thompson":
             counts = [lottery.offer_counts.get(name, OfferCounts()) for name in ids]
@@ -529,7 +575,7 @@ class _Run:
                 np.array([c.strength(settings.prior_strength) for c in counts]),
                 np.array([c.rate(settings.prior_strength) for c in counts]),
                 of(values.margin - values.incentive_cost),
-                of(values.retention_value - values.contact_cost),
+                of(earns.ignored),
                 np.where(
                     no_levers,
                     of(self._multiplier(values, levers=False)),
@@ -537,7 +583,8 @@ class _Run:
                 ),
             )
         stopped = np.array([name in lottery.stopped for name in ids])
-        return Explorer(settings, of(values.expected_profit), stopped, possible)
+        earnings = Earnings(of(earns.ignored), of(earns.answered))
+        return Explorer(settings, of(values.expected_profit), stopped, possible, earnings)
 
     def _pools(self, counts: Sequence[contact.Counts]) -> list[tuple[tuple[str, str], Pool]]:
         """What several offers of one answer share: their exclusivity group, and each cap's rest."""

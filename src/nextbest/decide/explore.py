@@ -20,6 +20,7 @@ from nextbest.decide.policy import Exploration
 from nextbest.errors import DataError
 
 __all__ = [
+    "Earnings",
     "Explorer",
     "LossStatistics",
     "OfferCounts",
@@ -30,6 +31,7 @@ __all__ = [
     "loss_bound",
     "over_budget",
     "reach",
+    "smallest_budget",
     "softmax",
     "uniform",
 ]
@@ -179,6 +181,17 @@ def guard(best: Floats, exploring: Floats, profit: Floats, share: float) -> Floa
 
 
 @dataclass(frozen=True)
+class Earnings:
+    """What a contact earns over none, customers × offers, in the shop's currency.
+
+    ``ignored`` is without a response (mostly minus the contact's cost), ``answered`` with one.
+    """
+
+    ignored: Floats
+    answered: Floats
+
+
+@dataclass(frozen=True)
 class Explorer:
     """The exploration policy with what it needs to know of some customers.
 
@@ -188,20 +201,36 @@ class Explorer:
     profit: customers × offers in the order of their ids, expected profit; a number everywhere.
     stopped: (m,) offers that are no longer explored; they are made where they are best.
     possible: customers × offers × points (`beliefs`), for Thompson sampling only.
+    earnings: of each offer, needed only with a ``loss_budget``.
     """
 
     settings: Exploration
     profit: Floats
     stopped: Mask
     possible: Floats | None = None
+    earnings: Earnings | None = None
 
     def chances(self, running: Floats) -> Floats:
         """Return the probabilities for one slot, customers × (offers + 1)."""
         best = greedy(running)
-        free = np.isfinite(running) & (~self.stopped | (best[:, :-1] > 0))
+        may_be_explored = ~self.stopped & self._within_limits(best)
+        free = np.isfinite(running) & (may_be_explored | (best[:, :-1] > 0))
         vector = self._policies[self.settings.policy](running, free)
         share = self.settings.max_loss_share
         return vector if share is None else guard(best, vector, self.profit, share)
+
+    def _within_limits(self, best: Floats) -> Mask:
+        """Where one contact can neither lose nor gain more than the budget's bound was told."""
+        if self.settings.loss_budget is None:
+            return np.ones((1, 1), dtype=bool)
+        if self.earnings is None:
+            raise DataError("exploration", "a loss budget was given no earnings")
+        earns = _total(best * _with_no_offer(self.profit, 0.0))[:, None]
+        ignored, answered = earns - self.earnings.ignored, earns - self.earnings.answered
+        worst, gain = np.maximum(ignored, answered), -np.minimum(ignored, answered)
+        limits = self.settings.loss_limits()
+        within: Mask = (worst <= limits["largest_loss"]) & (gain <= limits["largest_gain"])
+        return within
 
     @property
     def _policies(self) -> Mapping[str, Callable[[Floats, Mask], Floats]]:
@@ -252,17 +281,24 @@ class OfferCounts:
     ----------
     contacts: how often it was made.
     responses: how many of these were answered.
-    expected_responses: the sum of the propensities at which it was made; None where unknown, which
-        counts as if the model had been right.
+    expected_responses: the sum of the propensities of the settled contacts; None where unknown,
+        which counts as if the model had been right.
+    settled: how many contacts had their whole response window, so that a response that is missing
+        will not come any more; None stands for all.
+    settled_responses: how many of these were answered within it; None stands for all responses.
     """
 
     contacts: int = 0
     responses: int = 0
     expected_responses: float | None = None
+    settled: int | None = None
+    settled_responses: int | None = None
 
     def __post_init__(self) -> None:
         expected = self.expected_responses
-        if not 0 <= self.responses <= self.contacts or (expected is not None and not expected >= 0):
+        sound = 0 <= self.responses <= self.contacts
+        sound &= 0 <= self._answered <= self._tried <= self.contacts
+        if not sound or (expected is not None and not expected >= 0):
             raise DataError(
                 "offer counts",
                 "the counts do not fit together",
@@ -270,16 +306,24 @@ class OfferCounts:
                 got=f"{self.responses} responses to {self.contacts} contacts",
             )
 
+    @property
+    def _tried(self) -> int:
+        return self.contacts if self.settled is None else self.settled
+
+    @property
+    def _answered(self) -> int:
+        return self.responses if self.settled_responses is None else self.settled_responses
+
     def strength(self, prior_strength: float) -> float:
         """How many contacts the propensity is known as well as."""
-        return prior_strength + self.contacts
+        return prior_strength + self._tried
 
     def rate(self, prior_strength: float) -> float:
         """The factor on the propensity: above 1 where it did better than the model foretold."""
-        if not self.contacts or not self.expected_responses:
+        if not self._tried or not self.expected_responses:
             return 1.0
-        ratio = self.responses / self.expected_responses
-        return (prior_strength + self.contacts * ratio) / (prior_strength + self.contacts)
+        ratio = self._answered / self.expected_responses
+        return (prior_strength + self._tried * ratio) / (prior_strength + self._tried)
 
 
 def reach(counts: OfferCounts, settings: Exploration) -> float:
@@ -374,6 +418,18 @@ def loss_bound(
     return bound
 
 
+def smallest_budget(*, largest_loss: float, largest_gain: float, alpha: float = 0.05) -> float:
+    """Return the least budget with which exploring an offer can begin.
+
+    It must leave room for what cannot be known at the start: ``log(12 / alpha) / 0.9`` = 6.1 times
+    the largest loss and gain together, and one largest loss.
+    """
+    unknown = loss_bound(
+        0.0, 0.0, largest_loss=largest_loss, largest_gain=largest_gain, alpha=alpha
+    )
+    return float(unknown) + largest_loss
+
+
 def over_budget(
     losses: Mapping[str, LossStatistics],
     *,
@@ -386,8 +442,7 @@ def over_budget(
 
     An offer stops once one more contact could take its expected loss over the budget, for all that
     can be excluded at level alpha. So the chance that an offer ever costs more than the budget is
-    at most alpha, however often this is asked. The budget must leave room for what cannot be known
-    at the start: 6.1 times the largest loss and gain together, and one largest loss (alpha 5 %).
+    at most alpha, however often this is asked. See `smallest_budget` for what it must be at least.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import Field
 
@@ -61,6 +61,7 @@ Days = Annotated[float, Field(gt=0, le=36_500)]
 Multiplier = Annotated[float, Field(gt=0, le=1000)]
 Names = Annotated[tuple[Identifier, ...], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Money = Annotated[float, Field(gt=0, le=1e12)]
 ArmShare = Annotated[float, Field(ge=0, le=0.25)]
 Salt = Annotated[str, Field(min_length=16, max_length=256)]
 
@@ -221,12 +222,21 @@ class Arms(Table):
         return bool(self.shares())
 
 
+class LossLimits(TypedDict):
+    """What one contact can lose and gain at most, in the shop's currency."""
+
+    largest_loss: float
+    largest_gain: float
+
+
 class Exploration(Table):
     """How much is left to chance, in order to learn what other offers would have done.
 
     ``temperature`` is in the unit of the objective; ``prior_strength`` is the number of contacts
     that a propensity is trusted for; ``max_loss_share`` is the share of a decision's expected
-    profit that exploring may cost; ``new_offer_reach`` is the share of customers that an offer
+    profit that exploring may cost; ``loss_budget`` is what exploring one offer may lose in all, in
+    the shop's currency, with contacts that can lose and gain at most ``largest_loss`` and
+    ``largest_gain`` each; ``new_offer_reach`` is the share of customers that an offer
     starts with, until it has had ``full_reach_responses`` or ``full_reach_contacts``.
     """
 
@@ -236,6 +246,9 @@ class Exploration(Table):
     temperature: float = Field(default=1.0, ge=1e-6, le=1e9)
     prior_strength: float = Field(default=100.0, gt=0, le=1e9)
     max_loss_share: Share | None = None
+    loss_budget: Money | None = None
+    largest_loss: Money | None = None
+    largest_gain: Money | None = None
     new_offer_reach: Annotated[float, Field(gt=0, le=1)] | None = None
     full_reach_responses: int = Field(default=30, ge=1, le=1_000_000_000)
     full_reach_contacts: int = Field(default=1_000, ge=1, le=1_000_000_000)
@@ -247,6 +260,16 @@ class Exploration(Table):
     def learns(self) -> bool:
         """Whether decisions depend on how often each offer was made and answered so far."""
         return self.policy == "thompson" or self.new_offer_reach is not None
+
+    def has_budget(self) -> bool:
+        """Whether exploring an offer stops once it has lost too much."""
+        return self.policy != "greedy" and self.loss_budget is not None
+
+    def loss_limits(self) -> LossLimits:
+        """What one explored contact can lose and gain at most."""
+        return LossLimits(
+            largest_loss=self.largest_loss or 0.0, largest_gain=self.largest_gain or 0.0
+        )
 
 
 class PolicyTables(Table):

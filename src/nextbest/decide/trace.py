@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nextbest.decide import binding as b
 from nextbest.decide import contact
 from nextbest.decide.arbitrate import weigh
+from nextbest.decide.explore import loss_bound
 from nextbest.decide.frame import Frame, stamp, utc
 from nextbest.decide.holdout import NO_LEVERS, POLICY, PROPENSITY_ONLY, RANDOM_ELIGIBLE
 from nextbest.decide.offers import SHARES, concerns
@@ -252,14 +253,26 @@ class _Case:
         if fate == b.NOT_DRAWN:
             drawn = [self.of.catalogue.offer_ids[j] for j in self.picked]
             what = " and ".join(f"offer {name}" for name in drawn) or "no offer"
-            return f"{what} was drawn"
+            return f"{what} was drawn{self._stopped(offer)}"
         name = "propensity" if fate == b.LESS_LIKELY else "priority"
         own = self.competes(name, offer)
         if fate == b.NOTHING_TO_GAIN:
-            return f"priority {own:.2f}: making no offer is better"
+            return f"priority {own:.2f}: making no offer is better{self._stopped(offer)}"
         last = self.picked[-1]
         ahead = f"{self.competes(name, last):.2f} of offer {self.of.catalogue.offer_ids[last]}"
-        return f"{name} {own:.2f} against {ahead}"
+        return f"{name} {own:.2f} against {ahead}{self._stopped(offer)}"
+
+    def _stopped(self, offer: int) -> str:
+        """Why chance no longer makes an offer that is not the best one."""
+        losses = self.of.stopped.get(self.of.catalogue.offer_ids[offer])
+        if losses is None or offer == self.of.best[self.row, 0]:
+            return ""
+        rules = self.of.policy.policy.tables.exploration
+        said = f"; exploration of it has stopped: it lost {losses.total:.2f}"
+        if rules.loss_budget is None:
+            return said
+        bound = loss_bound(losses.total, losses.total_of_squares, **rules.loss_limits())
+        return f"{said} and may have lost {float(bound):.2f} of {rules.loss_budget:.2f}"
 
     @cached_property
     def picked(self) -> list[int]:
@@ -516,7 +529,9 @@ def _selection(case: _Case) -> dict[str, Any]:
             name: dict(vars(counts)) for name, counts in sorted(decisions.offer_counts.items())
         }
     if decisions.stopped:
-        told["stopped"] = sorted(decisions.stopped)
+        told["stopped"] = {
+            name: dict(vars(losses)) for name, losses in sorted(decisions.stopped.items())
+        }
     return told
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from nextbest.data.profiles import Profiles
 from nextbest.decide.contact import ContactHistory, Kind
-from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Audience
 from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.trace import plain
@@ -22,7 +21,7 @@ from nextbest.serve.bundle import Bundle
 from nextbest.serve.records import Contacts, Outcomes
 from nextbest.serve.store import Store
 
-__all__ = ["Past", "Shaper", "known_columns", "offer_counts", "past_of"]
+__all__ = ["ANSWERS", "Past", "Shaper", "known_columns", "past_of"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -36,6 +35,7 @@ _KINDS: Mapping[str, Kind] = {
     "unsubscribe": "refusal",
     "complaint": "refusal",
 }
+ANSWERS = tuple(name for name, kind in _KINDS.items() if kind == "acceptance")
 
 
 def _types(profiles: Profiles) -> dict[str, ColumnType]:
@@ -109,14 +109,6 @@ def _without(told: Told, decision_ids: frozenset[str]) -> Told:
 def past_of(store: Store | None, customer_ids: Sequence[str]) -> Past:
     """Return what the store knows of these customers; without a store nothing has happened."""
     return Past() if store is None else Past(*store.history(customer_ids))
-
-
-def offer_counts(store: Store | None) -> dict[str, OfferCounts]:
-    """Return how often each offer was made and answered, as far as the store knows."""
-    if store is None:
-        return {}
-    answers = [name for name, kind in _KINDS.items() if kind == "acceptance"]
-    return {name: OfferCounts(*tally) for name, tally in store.tallies(answers).items()}
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from nextbest.decide.engine import Decisions
-from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
 from nextbest.serve.audience import Past, past_of
-from nextbest.serve.decisions import ATTEMPTS, counts_for, decide_for, record_of
+from nextbest.serve.decisions import ATTEMPTS, decide_for, record_of
+from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
 from nextbest.serve.store import HistoryChangedError, Store
@@ -166,9 +166,12 @@ def decide_batch(
         else customer_ids[start : start + CHUNK]
         for start in range(0, max(total, 1), CHUNK)  # once for nobody: a file has columns
     ]
-    batch_id = _batch_id(question, store, parts, situation.decided_at)
-    # Counted once: what this batch records must not change its own later parts.
-    batch = _Batch(state, situation, store, question, batch_id, counts_for(state, store))
+    # Counted once, and without what an earlier run of this batch recorded: neither may change the
+    # batch's own decisions.
+    rules, at = state.rules.tables.exploration, situation.decided_at
+    learnt = learnt_of(store, rules, at, without_batch=question)
+    batch_id = _batch_id(question, store, parts, at, learnt)
+    batch = _Batch(state, situation, store, question, batch_id, learnt)
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     with _writer(out) as write:
         for ids in parts:
@@ -182,10 +185,15 @@ def decide_batch(
 
 
 def _batch_id(
-    question: str, store: Store | None, parts: Sequence[Sequence[str]], decided_at: datetime
+    question: str,
+    store: Store | None,
+    parts: Sequence[Sequence[str]],
+    decided_at: datetime,
+    learnt: Learnt,
 ) -> str:
     """Hash the question and what had happened before it, the batch's own decisions apart."""
     digest = hashlib.sha256(question.encode())
+    digest.update(repr(learnt).encode())
     until = naive_utc(decided_at)
     for ids in parts if store is not None else ():
         past = past_of(store, ids).without([_decision_id(question, one) for one in ids])
@@ -205,7 +213,7 @@ class _Batch:
     store: Store | None
     question: str
     batch_id: str
-    counts: Mapping[str, OfferCounts]
+    learnt: Learnt
 
     def decide(self, ids: Sequence[str]) -> tuple[Decisions, Past]:
         """Decide for some customers; return what was known of them, too."""
@@ -213,7 +221,7 @@ class _Batch:
         past = past_of(self.store, ids)
         before = past.without(decision_ids)  # an earlier run's decisions do not hold this one back
         decided = decide_for(
-            self.state, None, ids, self.situation, decision_ids, before, self.counts
+            self.state, None, ids, self.situation, decision_ids, before, self.learnt
         )
         return decided, past
 
@@ -232,7 +240,10 @@ class _Batch:
                 )
             new = [row for row, one in enumerate(decisions.decision_ids) if one not in kept]
             request = {"batch_id": self.batch_id}
-            records = [record_of(self.state, decisions, row, request, self.batch_id) for row in new]
+            records = [
+                record_of(self.state, decisions, row, request, self.batch_id, batch=self.question)
+                for row in new
+            ]
             try:
                 self.store.record_decisions(records, past.rows([ids[row] for row in new]))
             except HistoryChangedError:

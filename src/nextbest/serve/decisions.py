@@ -9,25 +9,25 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from nextbest.decide.engine import Decisions, decide
-from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
-from nextbest.serve.audience import Past, offer_counts, past_of
+from nextbest.serve.audience import Past, past_of
 from nextbest.serve.bundle import SCORES
+from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.problems import Problem, pointer
-from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.records import DecisionRecord, Stake, StoredDecision
 from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest, DecisionRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
-__all__ = ["ATTEMPTS", "Decider", "counts_for", "decide_for", "new_decision_id", "record_of"]
+__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id", "record_of"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
@@ -54,27 +54,29 @@ def decide_for(
     situation: Situation,
     decision_ids: Sequence[str],
     past: Past | None = None,
-    counts: Mapping[str, OfferCounts] | None = None,
+    learnt: Learnt | None = None,
 ) -> Decisions:
     """Decide for customers with all that is known of them; online and batch both call this.
 
     Parameters
     ----------
     past : what was read of the store already; None reads it here.
-    counts : how often each offer was made and answered so far; None counts now (`counts_for`).
+    learnt : how offers have done so far; None asks the store (`learnt_of`).
     """
     past = past_of(store, customer_ids) if past is None else past
-    counts = counts_for(state, store) if counts is None else counts
+    if learnt is None:
+        learnt = learnt_of(store, state.rules.tables.exploration, situation.decided_at)
     contacts = past.history(customer_ids, state.shaper.offer_ids)
     audience = state.shaper.audience(customer_ids, contacts)
     return decide(
-        audience, state.catalogue, state.policy, situation, decision_ids, offer_counts=counts
+        audience,
+        state.catalogue,
+        state.policy,
+        situation,
+        decision_ids,
+        offer_counts=learnt.counts,
+        stopped=learnt.stopped,
     )
-
-
-def counts_for(state: State, store: Store | None) -> dict[str, OfferCounts]:
-    """Count contacts and responses by offer, if the policy depends on them."""
-    return offer_counts(store) if state.rules.tables.exploration.learns() else {}
 
 
 def record_of(
@@ -84,6 +86,7 @@ def record_of(
     request: Mapping[str, Any],
     request_hash: str,
     idempotency_key: str | None = None,
+    batch: str | None = None,
 ) -> DecisionRecord:
     """Return what the store keeps of one decision: question, answer and trace."""
     answer = _answer(state, decisions, row)
@@ -105,7 +108,27 @@ def record_of(
         record={"request": dict(request), "answer": answer, "trace": trace},
         request_hash=request_hash,
         idempotency_key=idempotency_key,
+        stakes=_stakes(decisions, row),
+        batch=batch,
     )
+
+
+def _stakes(decisions: Decisions, row: int) -> tuple[Stake, ...]:
+    """What the contact log keeps of each offer made, to learn from it later."""
+    stakes = []
+    for slot, offer in enumerate(decisions.chosen[row]):
+        if offer < 0:
+            break
+        days = decisions.catalogue.catalogue.offers[offer].response_window_days
+        at = utc(decisions.situation.decided_at)
+        stake = Stake(
+            propensity=plain(decisions.audience.propensity[row, offer]),
+            window_ends_at=None if days is None else at + timedelta(days=days),
+            loss_if_ignored=plain(decisions.losses.ignored[row, slot]),
+            loss_if_answered=plain(decisions.losses.answered[row, slot]),
+        )
+        stakes.append(stake)
+    return tuple(stakes)
 
 
 def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
@@ -187,7 +210,7 @@ class Decider:
         self._metrics = metrics
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]
         self._counting = threading.Lock()
-        self._counted: tuple[str, float, dict[str, OfferCounts]] | None = None
+        self._counted: tuple[str, float, Learnt] | None = None
 
     def one(self, question: DecisionRequest) -> dict[str, Any]:
         """Decide for one customer and return the answer once it is on disk."""
@@ -235,8 +258,8 @@ class Decider:
         situation = situation_of(state, question, state.moment(self._runtime.clock))
         ids = [new_decision_id() for _ in customer_ids]
         with self._metrics.stage("decide"):
-            counts = self._counts(state, store)
-            decisions = decide_for(state, store, customer_ids, situation, ids, past, counts)
+            learnt = self._learnt(state, store, situation.decided_at)
+            decisions = decide_for(state, store, customer_ids, situation, ids, past, learnt)
         with self._metrics.stage("explain"):
             records = [
                 record_of(state, decisions, row, request, request_hash, key)
@@ -250,13 +273,14 @@ class Decider:
         self._count(state, records)
         return [_shown(record.record, explain=question.explain) for record in records]
 
-    def _counts(self, state: State, store: Store) -> dict[str, OfferCounts]:
-        """Return the counts by offer, counted again after a minute or with a new policy."""
+    def _learnt(self, state: State, store: Store, at: datetime) -> Learnt:
+        """Return how offers have done, counted again after a minute or with a new policy."""
         with self._counting:
             now, policy = time.monotonic(), state.rules.content_hash
             last = self._counted
             if last is None or last[0] != policy or now - last[1] >= COUNTS_SECONDS:
-                last = self._counted = (policy, now, counts_for(state, store))
+                learnt = learnt_of(store, state.rules.tables.exploration, at)
+                last = self._counted = (policy, now, learnt)
             return last[2]
 
     def _repeated(

@@ -16,7 +16,9 @@ __all__ = [
     "Outcome",
     "OutcomeStatus",
     "Outcomes",
+    "Stake",
     "StoredDecision",
+    "Tally",
     "naive_utc",
 ]
 
@@ -30,8 +32,35 @@ def naive_utc(moment: datetime) -> datetime:
 
 
 @dataclass(frozen=True)
+class Stake:
+    """What was expected of one contact, and what it costs if it was a try; None where unknown.
+
+    Parameters
+    ----------
+    propensity: P(response within the window), as foretold.
+    window_ends_at: until when a response counts.
+    loss_if_ignored, loss_if_answered: what the best choice was expected to earn less what this
+        offer earns, in the shop's currency; None where it was no try.
+    """
+
+    propensity: float | None = None
+    window_ends_at: datetime | None = None
+    loss_if_ignored: float | None = None
+    loss_if_answered: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the stake as columns of the contact log."""
+        ends = self.window_ends_at
+        return {**vars(self), "window_ends_at": None if ends is None else naive_utc(ends)}
+
+
+@dataclass(frozen=True)
 class DecisionRecord:
-    """One decision to keep: who, when, which offers by rank, and ``record`` (JSON-able) in full."""
+    """One decision to keep: who, when, which offers by rank, and ``record`` (JSON-able) in full.
+
+    ``stakes`` has one for each offer, or none at all; ``batch`` is what all decisions of a batch
+    share, None for those made online.
+    """
 
     decision_id: str
     customer_id: str
@@ -42,6 +71,8 @@ class DecisionRecord:
     record: Mapping[str, Any]
     request_hash: str
     idempotency_key: str | None = None
+    stakes: tuple[Stake, ...] = ()
+    batch: str | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the decision as columns of its table."""
@@ -58,6 +89,7 @@ class DecisionRecord:
 
     def contact_rows(self) -> list[dict[str, Any]]:
         """Return one row of the contact log for each offer chosen."""
+        stakes = self.stakes or (Stake(),) * len(self.offer_ids)
         return [
             {
                 "decision_id": self.decision_id,
@@ -66,8 +98,12 @@ class DecisionRecord:
                 "offer_id": offer_id,
                 "channel": self.channel,
                 "contacted_at": naive_utc(self.decided_at),
+                "batch": self.batch,
+                **stake.row(),
             }
-            for rank, offer_id in enumerate(self.offer_ids, start=1)
+            for rank, (offer_id, stake) in enumerate(
+                zip(self.offer_ids, stakes, strict=True), start=1
+            )
         ]
 
 
@@ -132,6 +168,31 @@ class Outcomes:
     types: tuple[str, ...] = ()
     at: tuple[datetime, ...] = ()
     decision_ids: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How an offer has done so far, over all customers.
+
+    Parameters
+    ----------
+    contacts, responses: how often it was made, and how many of these were answered at any time.
+    settled, settled_responses: contacts whose response window has ended, and how many of these
+        were answered within it.
+    expected_responses: how many of the settled contacts were foretold to be answered; one of
+        unknown propensity counts as if foretold right.
+    explored, loss, loss_squared: settled contacts that were tries, and the sums of their losses
+        (`Stake`) and of the squares of these.
+    """
+
+    contacts: int = 0
+    responses: int = 0
+    settled: int = 0
+    settled_responses: int = 0
+    expected_responses: float = 0.0
+    explored: int = 0
+    loss: float = 0.0
+    loss_squared: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,14 @@ from nextbest.serve.records import (
     Outcomes,
     OutcomeStatus,
     StoredDecision,
+    Tally,
     naive_utc,
 )
 from nextbest.serve.writer import GroupWriter, WriterClosedError, WriterFullError
 
 __all__ = ["HistoryChangedError", "Store"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 5_000
 # SQLite allows 32,766 bound values in one statement; other databases fewer than 65,536.
 IN_LIMIT = 10_000
@@ -68,8 +69,23 @@ _CONTACTS = sa.Table(
     sa.Column("offer_id", sa.String(128), nullable=False),
     sa.Column("channel", sa.String(128), nullable=False),
     sa.Column("contacted_at", sa.DateTime, nullable=False),
+    sa.Column("batch", sa.String(64)),
+    sa.Column("propensity", sa.Float(53)),
+    sa.Column("window_ends_at", sa.DateTime),
+    sa.Column("loss_if_ignored", sa.Float(53)),
+    sa.Column("loss_if_answered", sa.Float(53)),
     sa.PrimaryKeyConstraint("decision_id", "rank"),
     sa.Index("contacts_by_customer", "customer_id", "contacted_at"),
+    # All that `tallies` reads of contacts that nobody answered, so that it need not read the rows.
+    sa.Index(
+        "contacts_by_offer",
+        "offer_id",
+        "contacted_at",
+        "window_ends_at",
+        "batch",
+        "propensity",
+        "loss_if_ignored",
+    ),
 )
 _OUTCOMES = sa.Table(
     "outcomes",
@@ -112,7 +128,7 @@ class Store:
     Raises
     ------
     StoreError: the database cannot be opened, written or read, is held by somebody else for more
-        than five seconds, or was made by a newer nextbest.
+        than five seconds, or was made by another version of nextbest.
     """
 
     def __init__(self, url: str) -> None:
@@ -233,28 +249,34 @@ class Store:
             seen = list(_rows_in(connection, outcomes, _OUTCOMES.c.customer_id, customer_ids))
         return Contacts(*_columns(said, 5)), Outcomes(*_columns(seen, 6))
 
-    def tallies(self, answers: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Return for each offer how often it was made, and how many of these were answered.
+    def tallies(
+        self, answers: Sequence[str], at: datetime, *, without_batch: str | None = None
+    ) -> dict[str, Tally]:
+        """Return how each offer has done, over all customers.
 
         Parameters
         ----------
-        answers: outcome types that count as an answer. Each contact counts once; an outcome that
-            names no decision answers the customer's contacts with the offer before it.
+        answers: outcome types that count as an answer. Each contact is answered once at most,
+            however often and however late it is reported. An outcome that names no decision answers
+            the customer's contacts with the offer before it; its money counts for the last of them.
+        at: contacts and outcomes after this moment do not count.
+        without_batch: neither do contacts of this batch.
         """
-        seen, made = _OUTCOMES.c, _CONTACTS.c
-        after = seen.decision_id.is_(None) & (seen.occurred_at >= made.contacted_at)
-        answered = (
-            sa.select(sa.literal(1))
-            .where(seen.customer_id == made.customer_id, seen.offer_id == made.offer_id)
-            .where((seen.decision_id == made.decision_id) | after)
-            .where(seen.outcome_type.in_(answers))
-            .exists()
-        )
-        query = sa.select(
-            made.offer_id, sa.func.count(), sa.func.sum(sa.case((answered, 1), else_=0))
-        ).group_by(made.offer_id)
+        query = _tallies(answers, naive_utc(at), without_batch)
         with self._read() as connection:
-            return {offer: (made, got) for offer, made, got in connection.execute(query)}
+            return {
+                row.offer_id: Tally(
+                    contacts=int(row.contacts),
+                    responses=int(row.responses),
+                    settled=int(row.settled),
+                    settled_responses=int(row.settled_responses),
+                    expected_responses=float(row.expected_responses),
+                    explored=int(row.explored),
+                    loss=float(row.loss),
+                    loss_squared=float(row.loss_squared),
+                )
+                for row in connection.execute(query)
+            }
 
     # --- outcomes ----------------------------------------------------------------------------
 
@@ -379,6 +401,14 @@ class Store:
                 got=str(found),
                 action="Upgrade nextbest, or point NEXTBEST_STORE at another store",
             )
+        if found is not None and found < SCHEMA_VERSION:
+            raise StoreError(
+                self._where,
+                "it was made by an earlier nextbest, before the first release",
+                expected=f"schema version {SCHEMA_VERSION}",
+                got=str(found),
+                action="Move it away to begin a new one, or point NEXTBEST_STORE at another store",
+            )
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
@@ -435,6 +465,115 @@ def _now() -> datetime:
 def _stored(row: Any) -> StoredDecision:
     return StoredDecision(
         row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
+    )
+
+
+def _tallies(answers: Sequence[str], at: datetime, without: str | None) -> sa.Select[Any]:
+    """One statement, so that contacts and answers are those of one moment, in every database.
+
+    All contacts are counted as if nobody had answered, from an index alone; then come the few that
+    somebody did answer, with the difference that this makes.
+    """
+    made = _CONTACTS.c
+    counts = made.contacted_at <= at
+    if without is not None:
+        counts &= made.batch.is_(None) | (made.batch != without)
+    settled = made.window_ends_at <= at
+    tried = settled & made.loss_if_ignored.is_not(None)
+    lost, earned = made.loss_if_ignored, made.loss_if_answered
+    answered = _answered(answers, at)
+    inside, credited = settled & (answered.c.inside == 1), tried & (answered.c.credited == 1)
+    zero = sa.literal(0)
+    of_contacts = (
+        sa.select(
+            made.offer_id.label("offer_id"),
+            sa.func.count().label("contacts"),
+            zero.label("responses"),
+            _sum_where(settled, 1).label("settled"),
+            zero.label("settled_responses"),
+            _sum_where(settled, sa.func.coalesce(made.propensity, 0.0)).label("expected_responses"),
+            _sum_where(tried, 1).label("explored"),
+            _sum_where(tried, lost).label("loss"),
+            _sum_where(tried, lost * lost).label("loss_squared"),
+        )
+        .where(counts)
+        .group_by(made.offer_id)
+    )
+    same = (made.decision_id == answered.c.decision_id) & (made.rank == answered.c.rank)
+    of_answers = (
+        sa.select(
+            made.offer_id,
+            zero,
+            sa.func.count(),
+            zero,
+            _sum_where(inside, 1),
+            _sum_where(inside & made.propensity.is_(None), 1.0),
+            zero,
+            _sum_where(credited, earned - lost),
+            _sum_where(credited, earned * earned - lost * lost),
+        )
+        .select_from(sa.join(answered, _CONTACTS, same))
+        .where(counts)
+        .group_by(made.offer_id)
+    )
+    parts = sa.union_all(of_contacts, of_answers).subquery()
+    totals = [sa.func.sum(column).label(column.name) for column in list(parts.c)[1:]]
+    query = sa.select(parts.c.offer_id, *totals).group_by(parts.c.offer_id)
+    return query.order_by(parts.c.offer_id)
+
+
+def _sum_where(condition: sa.ColumnElement[bool], value: Any) -> sa.ColumnElement[Any]:
+    return sa.func.sum(sa.case((condition, value), else_=0))
+
+
+def _alike(one: sa.ColumnElement[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Equality that no index is used for: contacts of one offer are nearly all there are."""
+    return sa.case((one == other, 1), else_=0) == 1
+
+
+def _answered(answers: Sequence[str], at: datetime) -> sa.Subquery:
+    """Contacts with an answer, once each: whether in time, and whether its money is theirs."""
+    seen, made, later = _OUTCOMES.c, _CONTACTS.c, _CONTACTS.alias("later").c
+    in_time = sa.case((seen.occurred_at <= made.window_ends_at, 1), else_=0)
+    replaced = (
+        sa.select(sa.literal(1))
+        .where(later.customer_id == made.customer_id, _alike(later.offer_id, made.offer_id))
+        .where(later.contacted_at <= seen.occurred_at)
+        .where(
+            (later.contacted_at > made.contacted_at)
+            | ((later.contacted_at == made.contacted_at) & (later.decision_id > made.decision_id))
+        )
+        .exists()
+    )
+    about = (seen.customer_id == made.customer_id) & _alike(seen.offer_id, made.offer_id)
+    of_decision = about & (seen.decision_id == made.decision_id)
+    of_nothing = about & seen.decision_id.is_(None) & (seen.occurred_at >= made.contacted_at)
+    found = [
+        sa.select(
+            made.decision_id.label("decision_id"),
+            made.rank.label("rank"),
+            in_time.label("inside"),
+            credited.label("credited"),
+        )
+        .select_from(sa.outerjoin(_OUTCOMES, _CONTACTS, told))
+        .where(seen.outcome_type.in_(answers), seen.occurred_at <= at)
+        for told, credited in (
+            (of_decision, in_time),
+            (of_nothing, sa.case((replaced, 0), else_=in_time)),
+        )
+    ]
+    # Joined from the left, or a database without statistics reads all contacts to find the answers;
+    # what answers no contact drops out where the contact is looked up again.
+    each = sa.union_all(*found).subquery()
+    return (
+        sa.select(
+            each.c.decision_id,
+            each.c.rank,
+            sa.func.max(each.c.inside).label("inside"),
+            sa.func.max(each.c.credited).label("credited"),
+        )
+        .group_by(each.c.decision_id, each.c.rank)
+        .subquery()
     )
 
 
