@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import toyshop
 from commands import Run, Toy
@@ -27,6 +28,8 @@ from nextbest.errors import (
 )
 from nextbest.learn.registry import Registry
 from nextbest.project import Project
+from nextbest.serve.batch import decide_batch, situation_for
+from nextbest.serve.runtime import load_state
 
 
 @pytest.fixture
@@ -203,6 +206,30 @@ def test_profiles_hold_everyone_with_the_scores_of_the_champions(toy: Toy) -> No
     bounds = [column(found, name) for name in ("clv_low", "clv_high")]
     known = np.isfinite(clv)
     assert (bounds[0][known] <= clv[known]).all() and (clv[known] <= bounds[1][known]).all()
+
+
+def test_who_is_of_high_value_today_stands_beside_who_will_be(shop: Path) -> None:
+    project = Project.open(shop)
+    registry = project.registry()
+    jobs.promote(project, "hvc", registry, force=True, reason="a test")
+    jobs.refresh(project, project.history(), registry)
+    found = profiles(shop)
+    score, now = column(found, "hvc_probability"), column(found, "hvc_now")
+    past = column(found, "spend_28d")
+    # The label asks about those who bought in the last 90 days; its share is the top fifth.
+    asked = column(found, "days_since_last_purchase") <= 90
+    assert np.array_equal(np.isfinite(now), asked) and np.array_equal(np.isfinite(score), asked)
+    assert set(now[asked]) == {0.0, 1.0} and now[asked].sum() == asked.sum() // 5
+    assert past[now == 1].min() >= past[now == 0].max()
+    # The rule of the manual finds those who are ahead by the score alone.
+    edit(shop, "serving/offers.toml", '"orders_182d >= 1"',
+         '"hvc_probability > 0.3 and hvc_now = 0"')  # fmt: skip
+    state, out = load_state(shop), shop / "rising.parquet"
+    decide_batch(state, situation_for(state, "mail"), out)
+    decided = pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"]
+    rising = {c for c, s, n in zip(found.ids(), score, now, strict=True) if s > 0.3 and n == 0}
+    assert decided.size and set(decided) <= rising
+    assert state.bundle.score_names[-1] == "hvc_now"
 
 
 def test_refresh_again_gives_the_same_bundle(project: Project, toy: Toy) -> None:

@@ -601,8 +601,12 @@ def _score(
     """Score the customers that the model's label asks about; of the others the score is unknown."""
     import numpy as np
 
+    from nextbest.data.labels import TopShareOfValue
+    from nextbest.learn.metrics import in_top_share
+
     customers = frames.customers
-    missing = [c for c in loaded.columns if c not in customers]
+    needed = [*loaded.columns, *([model.past_value] if model.past_value else [])]
+    missing = [c for c in dict.fromkeys(needed) if c not in customers]
     if missing:
         raise DataError(
             f'model "{model.name}"',
@@ -615,6 +619,9 @@ def _score(
     found = loaded.scores(customers[asked])
     if loaded.kind != "clv":
         found = {model.score_columns[0]: found["score"]}
+    if isinstance(model.label, TopShareOfValue) and model.past_value:
+        past = customers.loc[asked, model.past_value].fillna(0.0)
+        found[f"{model.name}_now"] = in_top_share(past, model.label.share).astype(float)
     out = {}
     for name in model.score_columns:
         out[name] = np.full(len(customers), np.nan)
@@ -629,9 +636,11 @@ def _asked(model: Model, history: History, frames: ProfileFrames) -> Any:
 
 
 def _score_feature(model: Model, column: str) -> Feature:
-    from nextbest.data.features import Feature
+    from nextbest.data.feature import SCORE_GROUP, Feature
 
     meaning, unit = _SCORE_MEANINGS.get(
         column, (f"probability: {model.label.meaning}", "probability")
     )
-    return Feature(column, meaning, unit, f"model {model.name}", "scores", "customer", "number")
+    if model.past_value and column == f"{model.name}_now":
+        meaning, unit = f"1: in today's top share by {model.past_value}", "flag"
+    return Feature(column, meaning, unit, f"model {model.name}", SCORE_GROUP, "customer", "number")

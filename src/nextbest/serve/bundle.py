@@ -23,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from nextbest.data.feature import SCORE_GROUP
 from nextbest.data.profiles import Profiles
 from nextbest.errors import ArtifactError, StoreError
 from nextbest.learn import artifact
@@ -89,6 +90,12 @@ class Bundle:
             name: str(model.version) if model.version is not None else model.digest[:12]
             for name, model in self.models.items()
         }
+
+    @cached_property
+    def score_names(self) -> tuple[str, ...]:
+        """The scores that every answer states, and those of the project's own models."""
+        own = (f.name for f in self.profiles.features if f.group == SCORE_GROUP)
+        return tuple(dict.fromkeys((*SCORES, *own)))
 
     @cached_property
     def offer_scorer(self) -> OfferScorer:

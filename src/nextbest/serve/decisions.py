@@ -19,7 +19,6 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve.audience import Past, offer_counts, past_of
-from nextbest.serve.bundle import SCORES
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.runtime import Runtime, State
@@ -111,7 +110,8 @@ def record_of(
 def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
     said = decisions.answer(row)
     columns = decisions.audience.columns
-    scores = {name: plain(columns[name][row]) if name in columns else None for name in SCORES}
+    names = state.bundle.score_names
+    scores = {name: plain(columns[name][row]) if name in columns else None for name in names}
     return {
         "decision_id": said["decision_id"],
         "customer_id": said["customer_id"],

@@ -193,8 +193,11 @@ class OfferAnswer(_Answer):
     reasons: list[str] = Field(description="Why this offer, in words.")
 
 
-class ScoresAnswer(_Answer):
-    """What the models say of a customer; null where unknown."""
+class ScoresAnswer(BaseModel):
+    """What the models say of a customer; null where unknown. Models of your own add their scores."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
 
     churn_probability: float | None = None
     p_alive: float | None = None
