@@ -485,7 +485,9 @@ def test_the_image_is_built_from_what_it_copies_and_nothing_else() -> None:
                 kept = keep
         return kept
 
-    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "serving/Dockerfile").read_text(), re.M)
+    copies = re.findall(
+        r"^COPY (?!--from)(.+) \S+$", (ROOT / "serving/Dockerfile").read_text(), re.M
+    )
     for source in " ".join(copies).split():
         assert sent(source.rstrip("/")) and (not source.endswith("/") or sent(f"{source}a.py"))
     for file in (".nextbest/store.db", "serving/.nextbest/store.db", ".venv/bin/python",

@@ -232,6 +232,67 @@ def test_who_is_of_high_value_today_stands_beside_who_will_be(shop: Path) -> Non
     assert state.bundle.score_names[-1] == "hvc_now"
 
 
+def test_offers_of_the_table_are_offers(shop: Path, cli: Run) -> None:
+    """The toy shop's own table, with what a catalogue needs in further columns."""
+    file = shop / "data" / "offers.parquet"
+    rows = pd.read_parquet(file)
+    rows["margin"] = np.where(rows["offer_id"] == "catalogue-now", "2.5", None)
+    rows["buyer"] = "Ann"
+    rows.to_parquet(file, index=False)
+    first = toyshop.OFFERS.index("[[offers]]")
+    stay = toyshop.OFFERS[toyshop.OFFERS.index('[[offers]]\nid = "stay"') :]
+    catalogue = f'[source]\ntable = "offers"\n\n{toyshop.OFFERS[:first]}{stay}'
+    (shop / "serving" / "offers.toml").write_text(catalogue.replace("timezone", "# timezone"))
+    project = Project.open(shop)
+    notes = [
+        'table "offers": 24 of 27 offers had ended; they are in the catalogue only where'
+        " serving/offers.toml names them",
+        'table "offers": 1 column ignored by the catalogue, being no field of an offer: buyer',
+    ]
+    checked = cli("check", "--project", shop, "--json").json
+    assert (checked["ok"], checked["notes"]) == (True, notes)
+    said = cli("refresh", "--project", shop)
+    assert said.code == 0 and all(note in said.out for note in notes)
+
+    # Serving reads no table: it is gone, and the offers are there.
+    file.unlink()
+    state = load_state(shop)
+    assert state.offers.offer_ids == (
+        "stay", "over", "catalogue-now", "coupons-24", "coupons-now",
+    )  # fmt: skip
+    assert state.bundle.profiles.offer_ids == state.offers.offer_ids
+    batch = cli("decide", "--project", shop, "--channel", "mail", "--json").json
+    assert batch["offers"]["coupons-now"] > 0
+    with pytest.raises(DataError, match=r"offers\.parquet"):
+        project.history()
+
+
+def test_check_holds_the_table_against_the_catalogue(fresh: Path) -> None:
+    file = fresh / "data" / "offers.parquet"
+    rows = pd.read_parquet(file).assign(goal="sell", margin="0.4 * value_per_respons")
+    rows.loc[rows["offer_id"] == "coupons-now", "goal"] = "sel"
+    rows.to_parquet(file, index=False)
+    offers = '[source]\ntable = "offers"\n[defaults]\nchannels = ["mail"]\n'
+    (fresh / "serving" / "offers.toml").write_text(offers)
+    edit(fresh, "serving/policy.toml", 'offers = ["coupons-now"]', "")
+    (said,) = map(str, jobs.check_project(Project.open(fresh)).faults)
+    assert said.startswith(
+        'training/sources.py: table "offers", offer "coupons-now", column "goal"'
+    )
+    rows["goal"] = "sell"
+    rows.to_parquet(file, index=False)
+    said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
+    assert len(said) == 3 and 'Did you mean "value_per_response"?' in said[0]
+    assert 'offer "catalogue-now", column "margin"' in said[0]
+    # Without data nobody looks, and nobody complains of what was not read.
+    assert jobs.check_project(Project.open(fresh), data=False).faults == ()
+    edit(
+        fresh, "training/sources.py", '        "offers": shop.read', '        # "offers": shop.read'
+    )
+    said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
+    assert [s for s in said if 'Return "offers" from training/sources.py' in s]
+
+
 def test_refresh_again_gives_the_same_bundle(project: Project, toy: Toy) -> None:
     again = jobs.refresh(project, project.history(), project.registry())
     assert again.bundle == toy.said["refresh"].json["bundle"]

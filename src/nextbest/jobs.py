@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nextbest.data.features import Feature
     from nextbest.data.snapshots import ProfileFrames
     from nextbest.decide.offers import Catalogue
+    from nextbest.decide.offertable import OfferTable
     from nextbest.decide.policy import Policy
     from nextbest.learn.gates import GateResult
     from nextbest.learn.model import Model
@@ -59,6 +60,7 @@ class CheckReport:
 
     faults: tuple[Fault, ...]
     history: History | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
@@ -67,6 +69,7 @@ class CheckReport:
             "ok": not self.faults,
             "faults": [{**vars(f), "message": str(f)} for f in self.faults],
             "tables": tables,
+            "notes": list(self.notes),
         }
 
 
@@ -77,6 +80,7 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
     ----------
     data : also read and check the data; otherwise only definitions are looked at.
     """
+    from nextbest.decide.offers import NOT_AT_HAND
     from nextbest.decide.policy import load_serving
 
     faults = list(project.faults())
@@ -87,13 +91,18 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
             found, history = _look_at_data(project, faults)
         except NextbestError as error:
             faults += error.faults
+    table = _offer_table(project, history) if history is not None else None
+    notes: tuple[str, ...] = ()
     try:
-        serving = load_serving(project.root / "serving")
+        serving = load_serving(project.root / "serving", table=table)
+        if table is not None and serving[0].table is not None:
+            notes = table.notes
         if found:
             _bind(project, found, *serving)
     except NextbestError as error:
-        faults += error.faults
-    return CheckReport(tuple(dict.fromkeys(faults)), history)
+        # Where no row was read, offers that stand in a table are nobody's fault.
+        faults += [f for f in error.faults if history is not None or f.problem != NOT_AT_HAND]
+    return CheckReport(tuple(dict.fromkeys(faults)), history, notes)
 
 
 def _look_at_data(
@@ -114,6 +123,19 @@ def _look_at_data(
     except NextbestError as error:
         faults += error.faults
     return found, history
+
+
+def _offer_table(project: Project, history: History) -> OfferTable | None:
+    """Return the offers of the data's own table; None where the data hold none."""
+    from nextbest.data.sources import TABLES
+    from nextbest.decide.offers import AMOUNTS, Offer
+    from nextbest.decide.offertable import TABLE, OfferTable
+
+    if TABLE not in history.tables:
+        return None
+    rows = history.tables[TABLE].to_pyarrow().to_pylist()
+    in_contract = [column.name for column in TABLES[TABLE].columns]
+    return OfferTable.of(rows, Offer.model_fields, AMOUNTS, project.settings.as_of, in_contract)
 
 
 def _bind(project: Project, found: Iterable[Feature], catalogue: Catalogue, policy: Policy) -> None:
@@ -401,6 +423,7 @@ class RefreshResult:
     without_champion: tuple[str, ...]
     drift: Mapping[str, Watch | str] = field(default_factory=dict)
     drift_file: str = ""
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types."""
@@ -408,6 +431,7 @@ class RefreshResult:
             **vars(self),
             "models": dict(self.models),
             "without_champion": list(self.without_champion),
+            "notes": list(self.notes),
             "drift": {name: _drift_facts(found) for name, found in self.drift.items()},
         }
 
@@ -426,6 +450,7 @@ def refresh(
     Raises
     ------
     RegistryError : propensity has no champion, so that no offer could be decided.
+    ConfigError : the catalogue is wrong, in its file or in the table that it takes offers from.
     """
     import numpy as np
 
@@ -440,7 +465,9 @@ def refresh(
             "it has no champion, and without one no offer can be decided",
             action=f"Run `nextbest train {PROPENSITY}`, then `nextbest promote {PROPENSITY}`.",
         )
-    offer_ids = Catalogue.load(project.root / "serving" / "offers.toml").offer_ids
+    table = _offer_table(project, history)
+    catalogue = Catalogue.load(project.root / "serving" / "offers.toml", table)
+    offer_ids = catalogue.offer_ids
     as_of = project.settings.as_of
     progress("profiles of all customers")
     frames = snapshots.profile(history, project.groups, as_of, offer_ids)
@@ -477,14 +504,17 @@ def refresh(
         progress("write the bundle")
         version = f"{as_of:%Y%m%dT%H%M%S}"
         bundle = write_bundle(
-            project.serving_state, sources, profiles.from_frames(frames, scores, version, described)
+            project.serving_state,
+            sources,
+            profiles.from_frames(frames, scores, version, described),
+            offers=catalogue.table,
         )
     columns = len(frames.features) + len(scores)
     drift_file = _keep_drift(project, version, sources, moved)
     return RefreshResult(
         bundle, len(frames.customers), len(offer_ids), columns, as_of.isoformat() + "Z",
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
-        moved, str(drift_file),
+        moved, str(drift_file), table.notes if table and catalogue.table else (),
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_a_copied_project_writes_into_its_own_folder(state, stored, tmp_path):
 
 
 def test_files_that_were_not_brought_along_are_named(state, tmp_path):
-    root, run = state
+    root, _ = state
     there = tmp_path / "alone" / ".nextbest"
     gone = tmp_path / "gone"
     shutil.copytree(root, gone)

@@ -21,6 +21,7 @@ from nextbest.decide.contact import (
     Weekday,
 )
 from nextbest.decide.offers import Catalogue, Goal, Identifier
+from nextbest.decide.offertable import OfferTable
 from nextbest.decide.rules import (
     STEPS,
     Column,
@@ -465,12 +466,15 @@ def _salt_faults(tables: PolicyTables, where: str) -> list[Fault]:
     ]
 
 
-def load_serving(directory: Path, policy_file: Path | None = None) -> tuple[Catalogue, Policy]:
+def load_serving(
+    directory: Path, policy_file: Path | None = None, table: OfferTable | None = None
+) -> tuple[Catalogue, Policy]:
     """Load ``offers.toml`` and ``policy.toml``; the faults of both files are reported together.
 
     Parameters
     ----------
     policy_file : read in place of the directory's own ``policy.toml``.
+    table : the offers of the data's table, which ``[source]`` of ``offers.toml`` asks for.
 
     Raises
     ------
@@ -479,12 +483,12 @@ def load_serving(directory: Path, policy_file: Path | None = None) -> tuple[Cata
     faults: list[Fault] = []
     loaded: list[Any] = []
     policy_path = policy_file or directory / "policy.toml"
-    for load, path in (
-        (Catalogue.load, directory / "offers.toml"),
-        (Policy.load, policy_path),
+    for load in (
+        lambda: Catalogue.load(directory / "offers.toml", table),
+        lambda: Policy.load(policy_path),
     ):
         try:
-            loaded.append(load(path))
+            loaded.append(load())
         except ConfigError as wrong:
             faults += wrong.faults
     if faults:

@@ -53,9 +53,7 @@ class Registry:
     def __init__(self, tracking_uri: str | None, root: Path | str) -> None:
         self.root = Path(root).resolve()
         self._own = self.root / "mlflow.db"
-        self.uri = (
-            tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._own}"
-        )
+        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._own}"
         self._client: MlflowClient | None = None
 
     # -------------------------------------------------------------- runs

@@ -307,7 +307,7 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         dependencies=[access("read")],
     )
     def offers() -> Response:
-        """The offers in use, as `serving/offers.toml` states them."""
+        """The offers in use, as `serving/offers.toml` and the table that it names state them."""
         catalogue = runtime.state().offers
         return _json({"catalogue": catalogue.content_hash, "offers": catalogue.to_dict()})
 

@@ -91,12 +91,12 @@ def load_state(
     ConfigError : catalogue or policy are wrong (all faults at once).
     """
     folder = serving_dir(project_dir)
-    catalogue, policy = load_serving(project_dir / "serving", policy_file)
     if before is not None and before.bundle.id == current_id(folder):
         bundle = before.bundle
     else:
         bundle = load_bundle(folder)
         _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
+    catalogue, policy = load_serving(project_dir / "serving", policy_file, bundle.offers)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
     return State(bundle, bound_catalogue, bound_policy, shaper)

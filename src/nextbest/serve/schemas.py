@@ -194,7 +194,7 @@ class OfferAnswer(_Answer):
 
 
 class ScoresAnswer(BaseModel):
-    """What the models say of a customer; null where unknown. Models of your own add their scores."""
+    """What the models say of a customer; null where unknown. Your own models add theirs."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | None]
@@ -299,7 +299,7 @@ class CustomerAnswer(_Answer):
 
 
 class CatalogueAnswer(_Answer):
-    """The offers as `serving/offers.toml` states them."""
+    """The offers as `serving/offers.toml`, and the table that it names, state them."""
 
     catalogue: str = Field(description="Hash of the catalogue's content.")
     offers: list[dict[str, Any]]
