@@ -27,6 +27,7 @@ from nextbest.settings import SETTINGS
 if TYPE_CHECKING:
     from nextbest.data.contract import History
     from nextbest.data.features import Feature
+    from nextbest.data.profiles import Profiles
     from nextbest.data.snapshots import ProfileFrames
     from nextbest.decide.offers import Catalogue
     from nextbest.decide.offertable import OfferTable
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from nextbest.learn.train import TrainResult
     from nextbest.learn.watch import Watch
     from nextbest.serve.bundle import ModelSource
+    from nextbest.serve.warehouse import PastContacts
 
 Progress = Callable[[str], None]
 
@@ -97,6 +99,8 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
         serving = load_serving(project.root / "serving", table=table)
         if table is not None and serving[0].table is not None:
             notes = table.notes
+        if history is not None:
+            faults += _uncountable(serving[1], history)
         if found:
             _bind(project, found, *serving)
     except NextbestError as error:
@@ -450,12 +454,12 @@ def refresh(
     Raises
     ------
     RegistryError : propensity has no champion, so that no offer could be decided.
-    ConfigError : the catalogue is wrong, in its file or in the table that it takes offers from.
+    ConfigError : catalogue or policy are wrong, or the tables that they count on.
     """
     import numpy as np
 
     from nextbest.data import profiles, snapshots
-    from nextbest.decide.offers import Catalogue
+    from nextbest.decide.policy import load_serving
     from nextbest.learn import artifact
     from nextbest.serve.bundle import PROPENSITY, ModelSource, write_bundle
 
@@ -466,7 +470,9 @@ def refresh(
             action=f"Run `nextbest train {PROPENSITY}`, then `nextbest promote {PROPENSITY}`.",
         )
     table = _offer_table(project, history)
-    catalogue = Catalogue.load(project.root / "serving" / "offers.toml", table)
+    catalogue, policy = load_serving(project.root / "serving", table=table)
+    if faults := list(_uncountable(policy, history)):
+        raise ConfigError(faults=faults)
     offer_ids = catalogue.offer_ids
     as_of = project.settings.as_of
     progress("profiles of all customers")
@@ -503,11 +509,13 @@ def refresh(
         described += consents
         progress("write the bundle")
         version = f"{as_of:%Y%m%dT%H%M%S}"
+        laid_out = profiles.from_frames(frames, scores, version, described)
         bundle = write_bundle(
             project.serving_state,
             sources,
-            profiles.from_frames(frames, scores, version, described),
+            laid_out,
             offers=catalogue.table,
+            contacts=_past_contacts(policy, history, laid_out),
         )
     columns = len(frames.features) + len(scores)
     drift_file = _keep_drift(project, version, sources, moved)
@@ -516,6 +524,27 @@ def refresh(
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
         moved, str(drift_file), table.notes if table and catalogue.table else (),
     )  # fmt: skip
+
+
+def _uncountable(policy: Policy, history: History) -> Iterator[Fault]:
+    """Yield what a policy counts that the data do not hold."""
+    if policy.tables.contact.count_history and "contacts" not in history.tables:
+        problem = 'count_history needs the table "contacts"'
+        expected, got = "returned by tables() of training/sources.py", ", ".join(history.tables)
+        yield Fault(f"{policy.where}: [contact]", problem, expected, got)
+
+
+def _past_contacts(policy: Policy, history: History, laid_out: Profiles) -> PastContacts | None:
+    """Return what the policy counts beside the decision log; None where it counts no more."""
+    from nextbest.data.recent import recent
+    from nextbest.serve.warehouse import PastContacts
+
+    if not policy.tables.contact.count_history:
+        return None
+    # The limits look back from each decision, and the first of them is made for this moment.
+    early = max(history.observed_until - laid_out.as_of, timedelta())
+    days = policy.tables.history_days()
+    return PastContacts.of(laid_out, recent(history, days + early / timedelta(days=1)), days)
 
 
 #: Contacts of so many days stand for what an offer model is asked about today.

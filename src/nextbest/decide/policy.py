@@ -128,8 +128,9 @@ class Quiet(Table):
 
 
 class ContactPolicy(Table):
-    """All limits on contacts."""
+    """All limits on contacts, and whether those of the warehouse count beside the decision log."""
 
+    count_history: bool = False
     caps: tuple[Cap, ...] = Field(default=(), strict=False)
     cool_offs: tuple[CoolOff, ...] = Field(default=(), strict=False)
     exclusions: tuple[Exclusion, ...] = Field(default=(), strict=False)
@@ -291,6 +292,10 @@ class PolicyTables(Table):
             for e in self.contact.exclusions
         )
         return (*caps, *cool_offs, *exclusions)
+
+    def history_days(self) -> float:
+        """So many days back the longest limit looks; 0 where there is none."""
+        return max((limit.at_most_days for limit in self.limits()), default=0.0)
 
     def quiet_hours(self) -> tuple[QuietHours, ...]:
         """Quiet hours by the policy's clock, in file order."""

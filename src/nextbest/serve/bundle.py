@@ -29,6 +29,7 @@ from nextbest.decide.offertable import OfferTable
 from nextbest.errors import ArtifactError, StoreError
 from nextbest.learn import artifact
 from nextbest.learn.scorer import LoadedModel, OfferScorer
+from nextbest.serve.warehouse import PastContacts
 
 __all__ = [
     "SCORES",
@@ -44,6 +45,7 @@ PROPENSITY = "propensity"
 SCORES = ("churn_probability", "p_alive", "hvc_probability", "clv", "clv_low", "clv_high")
 CURRENT = "current.json"
 OFFERS = "offers.json"
+CONTACTS = "contacts.npz"
 KEPT_BUNDLES = 2
 ABANDONED_S = 3_600
 _REFRESH = "Run `nextbest refresh`"
@@ -73,6 +75,7 @@ class Bundle:
     sources : by name, the ``version``, ``run_id`` and ``aliases`` that the registry gave them.
     profiles : of every customer, offer and customer × offer pair.
     offers : those that the catalogue takes from the data's table; None where it takes none.
+    contacts : what the warehouse knows of recent contacts; None where the policy counts none.
     """
 
     id: str
@@ -81,6 +84,7 @@ class Bundle:
     sources: Mapping[str, Mapping[str, Any]]
     profiles: Profiles
     offers: OfferTable | None = None
+    contacts: PastContacts | None = None
 
     @property
     def as_of(self) -> datetime:
@@ -128,6 +132,7 @@ def write_bundle(
     profiles: Profiles,
     *,
     offers: OfferTable | None = None,
+    contacts: PastContacts | None = None,
     created_at: datetime | None = None,
 ) -> str:
     """Write a bundle, make it the current one, and return its id.
@@ -140,6 +145,7 @@ def write_bundle(
     models : by name; each artefact is copied and verified.
     profiles : of every customer.
     offers : those that the catalogue takes from the data's table.
+    contacts : what the contact policy counts beside the decision log.
     created_at : recorded, not part of the id; now by default.
 
     Raises
@@ -150,7 +156,9 @@ def write_bundle(
     draft = serving_dir / f".draft-{uuid4().hex}"
     try:
         serving_dir.mkdir(parents=True, exist_ok=True)
-        bundle_id = _fill(draft, models, profiles, offers, created_at or datetime.now(UTC))
+        bundle_id = _fill(
+            draft, models, profiles, offers, contacts, created_at or datetime.now(UTC)
+        )
         _load(draft, bundle_id)  # before anything points at it
         _flush(draft)
         _move_into_place(draft, serving_dir / bundle_id)
@@ -211,6 +219,7 @@ def _fill(
     models: Mapping[str, ModelSource],
     profiles: Profiles,
     offers: OfferTable | None,
+    contacts: PastContacts | None,
     created_at: datetime,
 ) -> str:
     for name, source in models.items():
@@ -233,6 +242,9 @@ def _fill(
     if offers is not None:
         (draft / OFFERS).write_text(json.dumps(offers.to_json(), indent=1), encoding="utf-8")
         content["offers"] = {"sha256": _sha256(draft / OFFERS)}
+    if contacts is not None:
+        contacts.save(draft / CONTACTS)
+        content["contacts"] = {"sha256": _sha256(draft / CONTACTS)}
     bundle_id = _id(content)
     manifest = {**content, "created_at": created_at.astimezone(UTC).isoformat()}
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
@@ -258,21 +270,21 @@ def _load(directory: Path, bundle_id: str) -> Bundle:
             _check(where, path, source["manifest_sha256"])
             models[name] = replace(artifact.load(path), version=source["version"])
         profiles = Profiles.open(directory / "profiles")
-        offers = _offers(where, directory / OFFERS, manifest.get("offers"))
+        offers = contacts = None
+        if "offers" in manifest:
+            _match(where, directory / OFFERS, manifest["offers"]["sha256"])
+            text = (directory / OFFERS).read_text(encoding="utf-8")
+            offers = OfferTable.from_json(json.loads(text))
+        if "contacts" in manifest:
+            _match(where, directory / CONTACTS, manifest["contacts"]["sha256"])
+            contacts = PastContacts.open(directory / CONTACTS)
     except ArtifactError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             where, "it cannot be read", got=f"{type(error).__name__}: {error}", action=_REFRESH
         ) from None
-    return Bundle(bundle_id, created_at, models, manifest["models"], profiles, offers)
-
-
-def _offers(where: str, file: Path, written: Mapping[str, str] | None) -> OfferTable | None:
-    if written is None:
-        return None
-    _match(where, file, written["sha256"])
-    return OfferTable.from_json(json.loads(file.read_text(encoding="utf-8")))
+    return Bundle(bundle_id, created_at, models, manifest["models"], profiles, offers, contacts)
 
 
 def _check(where: str, directory: Path, sha256: str) -> None:

@@ -64,6 +64,8 @@ def decide_for(
     """
     past = past_of(store, customer_ids) if past is None else past
     counts = counts_for(state, store) if counts is None else counts
+    if state.rules.tables.contact.count_history:
+        past = past.joined(state.shaper.warehouse(customer_ids))
     contacts = past.history(customer_ids, state.shaper.offer_ids)
     audience = state.shaper.audience(customer_ids, contacts)
     return decide(
