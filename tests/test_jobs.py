@@ -286,11 +286,60 @@ def test_check_holds_the_table_against_the_catalogue(fresh: Path) -> None:
     assert 'offer "catalogue-now", column "margin"' in said[0]
     # Without data nobody looks, and nobody complains of what was not read.
     assert jobs.check_project(Project.open(fresh), data=False).faults == ()
-    edit(
-        fresh, "training/sources.py", '        "offers": shop.read', '        # "offers": shop.read'
+
+
+def test_a_source_without_its_table_and_contacts_that_are_not_there(fresh: Path) -> None:
+    lines = (fresh / "training" / "sources.py").read_text().splitlines()
+    kept = [li for li in lines if '"offers":' not in li and '"contacts":' not in li]
+    (fresh / "training" / "sources.py").write_text("\n".join(kept))
+    first = toyshop.OFFERS.index("[[offers]]")
+    source = '\n[source]\ntable = "offers"\n'
+    (fresh / "serving" / "offers.toml").write_text(
+        source + toyshop.OFFERS[:first].partition("\n")[2]
     )
     said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
     assert [s for s in said if 'Return "offers" from training/sources.py' in s], said
+    (fresh / "serving" / "offers.toml").write_text(toyshop.OFFERS)
+    edit(fresh, "serving/policy.toml", "[fallback]", "[contact]\ncount_history = true\n[fallback]")
+    edit(fresh, "serving/policy.toml", CAP, "")
+    said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
+    assert [s for s in said if 'count_history needs the table "contacts"' in s], said
+
+
+CAP = """[[contact.caps]]
+name = "the same offer once in 60 days"
+at_most = 1
+days = 60
+per = "offer"
+"""
+
+
+def test_past_contacts_of_the_data_hold_offers_back(shop: Path) -> None:
+    """Whom the shop mailed in the last 60 days by its own tables gets that offer no more."""
+    contacts = pd.read_parquet(shop / "data" / "contacts.parquet")
+    mailed = [f"c{n:03d}" for n in range(0, 300, 2)]
+    new = pd.DataFrame({"customer_id": mailed, "offer_id": "coupons-now", "channel": "mail"})
+    contacts = pd.concat([contacts, new.assign(contacted_at=pd.Timestamp("2023-11-25"))])
+    contacts.to_parquet(shop / "data" / "contacts.parquet", index=False)
+    edit(shop, "serving/policy.toml", CAP, f"[contact]\ncount_history = true\n\n{CAP}")
+    project = Project.open(shop)
+    jobs.refresh(project, project.history(), project.registry())
+    state = load_state(shop)
+    held = state.bundle.contacts
+    assert held is not None and held.days == 60
+    # Brute force over the files: all contacts and responses of 60 days before the moment asked.
+    since = pd.Timestamp("2023-12-01") - pd.Timedelta(days=60)
+    responses = pd.read_parquet(shop / "data" / "responses.parquet")
+    recent = (contacts["contacted_at"] > since).sum() + (responses["responded_at"] > since).sum()
+    assert len(held.at) == recent
+    out = shop / "out.parquet"
+    decide_batch(state, situation_for(state, "mail"), out)
+    got = set(pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"])
+    assert got and not got & set(mailed)
+    edit(shop, "serving/policy.toml", "count_history = true", "count_history = false")
+    state = load_state(shop)
+    decide_batch(state, situation_for(state, "mail"), out)
+    assert set(pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"]) > got
 
 
 def test_refresh_again_gives_the_same_bundle(project: Project, toy: Toy) -> None:

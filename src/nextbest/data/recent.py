@@ -37,4 +37,5 @@ def recent(history: History, days: float) -> pd.DataFrame:
             parts.append(rows.to_pandas())
     if not parts:
         return pd.DataFrame({name: [] for name in COLUMNS})
-    return pd.concat(parts).sort_values(list(COLUMNS), ignore_index=True)
+    found: pd.DataFrame = pd.concat(parts).sort_values(list(COLUMNS), ignore_index=True)
+    return found
