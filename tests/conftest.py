@@ -108,7 +108,7 @@ def _jobs(root: Path) -> Iterator[tuple[str, tuple[str | Path, ...]]]:
 
 @pytest.fixture
 def shop(toy: Toy, tmp_path: Path) -> Path:
-    """A trained toy shop of its own. Its registry still reads the runs of the first one."""
+    """A trained toy shop of its own; its registry has followed it."""
     return Path(shutil.copytree(toy.root, tmp_path / "shop"))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import toyshop
 from commands import Run, Toy
@@ -27,6 +28,8 @@ from nextbest.errors import (
 )
 from nextbest.learn.registry import Registry
 from nextbest.project import Project
+from nextbest.serve.batch import decide_batch, situation_for
+from nextbest.serve.runtime import load_state
 
 
 @pytest.fixture
@@ -203,6 +206,140 @@ def test_profiles_hold_everyone_with_the_scores_of_the_champions(toy: Toy) -> No
     bounds = [column(found, name) for name in ("clv_low", "clv_high")]
     known = np.isfinite(clv)
     assert (bounds[0][known] <= clv[known]).all() and (clv[known] <= bounds[1][known]).all()
+
+
+def test_who_is_of_high_value_today_stands_beside_who_will_be(shop: Path) -> None:
+    project = Project.open(shop)
+    registry = project.registry()
+    jobs.promote(project, "hvc", registry, force=True, reason="a test")
+    jobs.refresh(project, project.history(), registry)
+    found = profiles(shop)
+    score, now = column(found, "hvc_probability"), column(found, "hvc_now")
+    past = column(found, "spend_28d")
+    # The label asks about those who bought in the last 90 days; its share is the top fifth.
+    asked = column(found, "days_since_last_purchase") <= 90
+    assert np.array_equal(np.isfinite(now), asked) and np.array_equal(np.isfinite(score), asked)
+    assert set(now[asked]) == {0.0, 1.0} and now[asked].sum() == asked.sum() // 5
+    assert past[now == 1].min() >= past[now == 0].max()
+    # The rule of the manual finds those who are ahead by the score alone.
+    edit(shop, "serving/offers.toml", '"orders_182d >= 1"',
+         '"hvc_probability > 0.3 and hvc_now = 0"')  # fmt: skip
+    state, out = load_state(shop), shop / "rising.parquet"
+    decide_batch(state, situation_for(state, "mail"), out)
+    decided = pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"]
+    rising = {c for c, s, n in zip(found.ids(), score, now, strict=True) if s > 0.3 and n == 0}
+    assert decided.size and set(decided) <= rising
+    assert state.bundle.score_names[-1] == "hvc_now"
+
+
+def test_offers_of_the_table_are_offers(shop: Path, cli: Run) -> None:
+    """The toy shop's own table, with what a catalogue needs in further columns."""
+    file = shop / "data" / "offers.parquet"
+    rows = pd.read_parquet(file)
+    rows["margin"] = np.where(rows["offer_id"] == "catalogue-now", "2.5", None)
+    rows["buyer"] = "Ann"
+    rows.to_parquet(file, index=False)
+    first = toyshop.OFFERS.index("[[offers]]")
+    stay = toyshop.OFFERS[toyshop.OFFERS.index('[[offers]]\nid = "stay"') :]
+    catalogue = f'[source]\ntable = "offers"\n\n{toyshop.OFFERS[:first]}{stay}'
+    (shop / "serving" / "offers.toml").write_text(catalogue.replace("timezone", "# timezone"))
+    project = Project.open(shop)
+    notes = [
+        'table "offers": 24 of 27 offers had ended; they are in the catalogue only where'
+        " serving/offers.toml names them",
+        'table "offers": 1 column ignored by the catalogue, being no field of an offer: buyer',
+    ]
+    checked = cli("check", "--project", shop, "--json").json
+    assert (checked["ok"], checked["notes"]) == (True, notes)
+    said = cli("refresh", "--project", shop)
+    assert said.code == 0 and all(note in said.out for note in notes)
+
+    # Serving reads no table: it is gone, and the offers are there.
+    file.unlink()
+    state = load_state(shop)
+    assert state.offers.offer_ids == (
+        "stay", "over", "catalogue-now", "coupons-24", "coupons-now",
+    )  # fmt: skip
+    assert state.bundle.profiles.offer_ids == state.offers.offer_ids
+    batch = cli("decide", "--project", shop, "--channel", "mail", "--json").json
+    assert batch["offers"]["coupons-now"] > 0
+    with pytest.raises(NextbestError, match=r"offers\.parquet"):
+        project.history()
+
+
+def test_check_holds_the_table_against_the_catalogue(fresh: Path) -> None:
+    file = fresh / "data" / "offers.parquet"
+    rows = pd.read_parquet(file).assign(goal="sell", margin="0.4 * value_per_respons")
+    rows.loc[rows["offer_id"] == "coupons-now", "goal"] = "sel"
+    rows.to_parquet(file, index=False)
+    offers = '[source]\ntable = "offers"\n[defaults]\nchannels = ["mail"]\n'
+    (fresh / "serving" / "offers.toml").write_text(offers)
+    edit(fresh, "serving/policy.toml", 'offers = ["coupons-now"]', "")
+    (said,) = map(str, jobs.check_project(Project.open(fresh)).faults)
+    assert said.startswith(
+        'training/sources.py: table "offers", offer "coupons-now", column "goal"'
+    )
+    rows["goal"] = "sell"
+    rows.to_parquet(file, index=False)
+    said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
+    assert len(said) == 3 and 'Did you mean "value_per_response"?' in said[0]
+    assert 'offer "catalogue-now", column "margin"' in said[0]
+    # Without data nobody looks, and nobody complains of what was not read.
+    assert jobs.check_project(Project.open(fresh), data=False).faults == ()
+
+
+def test_a_source_without_its_table_and_contacts_that_are_not_there(fresh: Path) -> None:
+    lines = (fresh / "training" / "sources.py").read_text().splitlines()
+    kept = [li for li in lines if '"offers":' not in li and '"contacts":' not in li]
+    (fresh / "training" / "sources.py").write_text("\n".join(kept))
+    first = toyshop.OFFERS.index("[[offers]]")
+    source = '\n[source]\ntable = "offers"\n'
+    (fresh / "serving" / "offers.toml").write_text(
+        source + toyshop.OFFERS[:first].partition("\n")[2]
+    )
+    said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
+    assert [s for s in said if 'Return "offers" from training/sources.py' in s], said
+    (fresh / "serving" / "offers.toml").write_text(toyshop.OFFERS)
+    edit(fresh, "serving/policy.toml", "[fallback]", "[contact]\ncount_history = true\n[fallback]")
+    edit(fresh, "serving/policy.toml", CAP, "")
+    said = [str(f) for f in jobs.check_project(Project.open(fresh)).faults]
+    assert [s for s in said if 'count_history needs the table "contacts"' in s], said
+
+
+CAP = """[[contact.caps]]
+name = "the same offer once in 60 days"
+at_most = 1
+days = 60
+per = "offer"
+"""
+
+
+def test_past_contacts_of_the_data_hold_offers_back(shop: Path) -> None:
+    """Whom the shop mailed in the last 60 days by its own tables gets that offer no more."""
+    contacts = pd.read_parquet(shop / "data" / "contacts.parquet")
+    mailed = [f"c{n:03d}" for n in range(0, 300, 2)]
+    new = pd.DataFrame({"customer_id": mailed, "offer_id": "coupons-now", "channel": "mail"})
+    contacts = pd.concat([contacts, new.assign(contacted_at=pd.Timestamp("2023-11-25"))])
+    contacts.to_parquet(shop / "data" / "contacts.parquet", index=False)
+    edit(shop, "serving/policy.toml", CAP, f"[contact]\ncount_history = true\n\n{CAP}")
+    project = Project.open(shop)
+    jobs.refresh(project, project.history(), project.registry())
+    state = load_state(shop)
+    held = state.bundle.contacts
+    assert held is not None and held.days == 60
+    # Brute force over the files: all contacts and responses of 60 days before the moment asked.
+    since = pd.Timestamp("2023-12-01") - pd.Timedelta(days=60)
+    responses = pd.read_parquet(shop / "data" / "responses.parquet")
+    recent = (contacts["contacted_at"] > since).sum() + (responses["responded_at"] > since).sum()
+    assert len(held.at) == recent
+    out = shop / "out.parquet"
+    decide_batch(state, situation_for(state, "mail"), out)
+    got = set(pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"])
+    assert got and not got & set(mailed)
+    edit(shop, "serving/policy.toml", "count_history = true", "count_history = false")
+    state = load_state(shop)
+    decide_batch(state, situation_for(state, "mail"), out)
+    assert set(pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"]) > got
 
 
 def test_refresh_again_gives_the_same_bundle(project: Project, toy: Toy) -> None:

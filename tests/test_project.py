@@ -50,7 +50,8 @@ def test_models_come_in_the_order_of_the_jobs(fresh: Path) -> None:
     assert list(project.models) == ["hvc", "churn", "clv", "propensity"]
     assert project.model("churn").name == "churn"
     assert project.score_columns() == (
-        "hvc_probability", "churn_probability", "clv", "clv_low", "clv_high", "p_alive",
+        "hvc_probability", "hvc_now", "churn_probability",
+        "clv", "clv_low", "clv_high", "p_alive",
     )  # fmt: skip
 
 

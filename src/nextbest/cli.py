@@ -150,6 +150,8 @@ def check(
     else:
         if report.history is not None:
             show.out(show.tables(report.history.reports), "")
+        for note in report.notes:
+            print(note)
         for fault in report.faults:
             print(f"✗ {fault}")
         count = len(report.faults)
@@ -318,6 +320,8 @@ def refresh(project: ProjectDir = HERE, json_: Json = False) -> None:
     models = ", ".join(f"{n} {v}" for n, v in result.models.items())
     print(f"{result.customers:,} profiles as of {result.as_of}, scored with {models}.")
     print(f"Bundle {result.bundle} is served from now on.")
+    for note in result.notes:
+        print(note)
     show.out(*show.drift(result.drift))
     if result.drift:
         print(f"All figures: {result.drift_file}")

@@ -27,8 +27,10 @@ from nextbest.settings import SETTINGS
 if TYPE_CHECKING:
     from nextbest.data.contract import History
     from nextbest.data.features import Feature
+    from nextbest.data.profiles import Profiles
     from nextbest.data.snapshots import ProfileFrames
     from nextbest.decide.offers import Catalogue
+    from nextbest.decide.offertable import OfferTable
     from nextbest.decide.policy import Policy
     from nextbest.learn.gates import GateResult
     from nextbest.learn.model import Model
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from nextbest.learn.train import TrainResult
     from nextbest.learn.watch import Watch
     from nextbest.serve.bundle import ModelSource
+    from nextbest.serve.warehouse import PastContacts
 
 Progress = Callable[[str], None]
 
@@ -59,6 +62,7 @@ class CheckReport:
 
     faults: tuple[Fault, ...]
     history: History | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
@@ -67,6 +71,7 @@ class CheckReport:
             "ok": not self.faults,
             "faults": [{**vars(f), "message": str(f)} for f in self.faults],
             "tables": tables,
+            "notes": list(self.notes),
         }
 
 
@@ -77,6 +82,7 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
     ----------
     data : also read and check the data; otherwise only definitions are looked at.
     """
+    from nextbest.decide.offers import NOT_AT_HAND
     from nextbest.decide.policy import load_serving
 
     faults = list(project.faults())
@@ -87,13 +93,20 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
             found, history = _look_at_data(project, faults)
         except NextbestError as error:
             faults += error.faults
+    table = _offer_table(project, history) if history is not None else None
+    notes: tuple[str, ...] = ()
     try:
-        serving = load_serving(project.root / "serving")
+        serving = load_serving(project.root / "serving", table=table)
+        if table is not None and serving[0].table is not None:
+            notes = table.notes
+        if history is not None:
+            faults += _uncountable(serving[1], history)
         if found:
             _bind(project, found, *serving)
     except NextbestError as error:
-        faults += error.faults
-    return CheckReport(tuple(dict.fromkeys(faults)), history)
+        # Where no row was read, offers that stand in a table are nobody's fault.
+        faults += [f for f in error.faults if history is not None or f.problem != NOT_AT_HAND]
+    return CheckReport(tuple(dict.fromkeys(faults)), history, notes)
 
 
 def _look_at_data(
@@ -114,6 +127,19 @@ def _look_at_data(
     except NextbestError as error:
         faults += error.faults
     return found, history
+
+
+def _offer_table(project: Project, history: History) -> OfferTable | None:
+    """Return the offers of the data's own table; None where the data hold none."""
+    from nextbest.data.sources import TABLES
+    from nextbest.decide.offers import AMOUNTS, Offer
+    from nextbest.decide.offertable import TABLE, OfferTable
+
+    if TABLE not in history.tables:
+        return None
+    rows = history.tables[TABLE].to_pyarrow().to_pylist()
+    in_contract = [column.name for column in TABLES[TABLE].columns]
+    return OfferTable.of(rows, Offer.model_fields, AMOUNTS, project.settings.as_of, in_contract)
 
 
 def _bind(project: Project, found: Iterable[Feature], catalogue: Catalogue, policy: Policy) -> None:
@@ -401,6 +427,7 @@ class RefreshResult:
     without_champion: tuple[str, ...]
     drift: Mapping[str, Watch | str] = field(default_factory=dict)
     drift_file: str = ""
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types."""
@@ -408,6 +435,7 @@ class RefreshResult:
             **vars(self),
             "models": dict(self.models),
             "without_champion": list(self.without_champion),
+            "notes": list(self.notes),
             "drift": {name: _drift_facts(found) for name, found in self.drift.items()},
         }
 
@@ -426,11 +454,12 @@ def refresh(
     Raises
     ------
     RegistryError : propensity has no champion, so that no offer could be decided.
+    ConfigError : catalogue or policy are wrong, or the tables that they count on.
     """
     import numpy as np
 
     from nextbest.data import profiles, snapshots
-    from nextbest.decide.offers import Catalogue
+    from nextbest.decide.policy import load_serving
     from nextbest.learn import artifact
     from nextbest.serve.bundle import PROPENSITY, ModelSource, write_bundle
 
@@ -440,7 +469,11 @@ def refresh(
             "it has no champion, and without one no offer can be decided",
             action=f"Run `nextbest train {PROPENSITY}`, then `nextbest promote {PROPENSITY}`.",
         )
-    offer_ids = Catalogue.load(project.root / "serving" / "offers.toml").offer_ids
+    table = _offer_table(project, history)
+    catalogue, policy = load_serving(project.root / "serving", table=table)
+    if faults := list(_uncountable(policy, history)):
+        raise ConfigError(faults=faults)
+    offer_ids = catalogue.offer_ids
     as_of = project.settings.as_of
     progress("profiles of all customers")
     frames = snapshots.profile(history, project.groups, as_of, offer_ids)
@@ -476,16 +509,42 @@ def refresh(
         described += consents
         progress("write the bundle")
         version = f"{as_of:%Y%m%dT%H%M%S}"
+        laid_out = profiles.from_frames(frames, scores, version, described)
         bundle = write_bundle(
-            project.serving_state, sources, profiles.from_frames(frames, scores, version, described)
+            project.serving_state,
+            sources,
+            laid_out,
+            offers=catalogue.table,
+            contacts=_past_contacts(policy, history, laid_out),
         )
     columns = len(frames.features) + len(scores)
     drift_file = _keep_drift(project, version, sources, moved)
     return RefreshResult(
         bundle, len(frames.customers), len(offer_ids), columns, as_of.isoformat() + "Z",
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
-        moved, str(drift_file),
+        moved, str(drift_file), table.notes if table and catalogue.table else (),
     )  # fmt: skip
+
+
+def _uncountable(policy: Policy, history: History) -> Iterator[Fault]:
+    """Yield what a policy counts that the data do not hold."""
+    if policy.tables.contact.count_history and "contacts" not in history.tables:
+        problem = 'count_history needs the table "contacts"'
+        expected, got = "returned by tables() of training/sources.py", ", ".join(history.tables)
+        yield Fault(f"{policy.where}: [contact]", problem, expected, got)
+
+
+def _past_contacts(policy: Policy, history: History, laid_out: Profiles) -> PastContacts | None:
+    """Return what the policy counts beside the decision log; None where it counts no more."""
+    from nextbest.data.recent import recent
+    from nextbest.serve.warehouse import PastContacts
+
+    if not policy.tables.contact.count_history:
+        return None
+    # The limits look back from each decision, and the first of them is made for this moment.
+    early = max(history.observed_until - laid_out.as_of, timedelta())
+    days = policy.tables.history_days()
+    return PastContacts.of(laid_out, recent(history, days + early / timedelta(days=1)), days)
 
 
 #: Contacts of so many days stand for what an offer model is asked about today.
@@ -601,8 +660,12 @@ def _score(
     """Score the customers that the model's label asks about; of the others the score is unknown."""
     import numpy as np
 
+    from nextbest.data.labels import TopShareOfValue
+    from nextbest.learn.metrics import in_top_share
+
     customers = frames.customers
-    missing = [c for c in loaded.columns if c not in customers]
+    needed = [*loaded.columns, *([model.past_value] if model.past_value else [])]
+    missing = [c for c in dict.fromkeys(needed) if c not in customers]
     if missing:
         raise DataError(
             f'model "{model.name}"',
@@ -615,6 +678,9 @@ def _score(
     found = loaded.scores(customers[asked])
     if loaded.kind != "clv":
         found = {model.score_columns[0]: found["score"]}
+    if isinstance(model.label, TopShareOfValue) and model.past_value:
+        past = customers.loc[asked, model.past_value].fillna(0.0)
+        found[f"{model.name}_now"] = in_top_share(past, model.label.share).astype(float)
     out = {}
     for name in model.score_columns:
         out[name] = np.full(len(customers), np.nan)
@@ -629,9 +695,11 @@ def _asked(model: Model, history: History, frames: ProfileFrames) -> Any:
 
 
 def _score_feature(model: Model, column: str) -> Feature:
-    from nextbest.data.features import Feature
+    from nextbest.data.feature import SCORE_GROUP, Feature
 
     meaning, unit = _SCORE_MEANINGS.get(
         column, (f"probability: {model.label.meaning}", "probability")
     )
-    return Feature(column, meaning, unit, f"model {model.name}", "scores", "customer", "number")
+    if model.past_value and column == f"{model.name}_now":
+        meaning, unit = f"1: in today's top share by {model.past_value}", "flag"
+    return Feature(column, meaning, unit, f"model {model.name}", SCORE_GROUP, "customer", "number")

@@ -28,7 +28,7 @@ def model(**changes: object) -> Model:
     ("label", "kind", "columns"),
     [
         (NoPurchase(), "probability", ("churn_probability",)),
-        (TopShareOfValue(), "probability", ("churn_probability",)),
+        (TopShareOfValue(), "probability", ("churn_probability", "churn_now")),
         (Response(), "probability", ()),
         (FutureValue(), "clv", ("clv", "clv_low", "clv_high", "p_alive")),
     ],
@@ -38,6 +38,20 @@ def test_the_label_says_what_kind_it_is_and_what_it_adds_to_profiles(
 ) -> None:
     found = model(label=label)
     assert (found.kind, found.score_columns) == (kind, columns)
+
+
+def test_a_label_of_high_value_also_says_who_is_there_today() -> None:
+    high = {"label": TopShareOfValue(), "name": "hvc"}
+    past = SingleFeature("spend_91d", name="past spend")
+    found = model(baseline=past, **high)
+    assert found.score_columns == ("hvc_probability", "hvc_now")
+    assert found.past_value == "spend_91d"
+    # Under the file's name, whatever the score is called.
+    assert model(baseline=past, score="rising", **high).score_columns == ("rising", "hvc_now")
+    # No other label has a top share, and no other baseline is one feature to rank by.
+    assert model(baseline=past).score_columns == ("churn_probability",)
+    rate = RunRate("spend_91d", window_days=91)
+    assert model(baseline=rate, **high).score_columns == ("hvc_probability",)
 
 
 def test_a_score_may_have_a_name_of_its_own() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import shop
 from fastapi.testclient import TestClient
 
+from nextbest.data.feature import SCORE_GROUP
 from nextbest.data.profiles import Profiles
+from nextbest.serve.bundle import write_bundle
 from nextbest.serve.runtime import load_state
-from nextbest.serve.schemas import CatalogueAnswer, CustomerAnswer, ModelsAnswer
+from nextbest.serve.schemas import CatalogueAnswer, CustomerAnswer, DecisionAnswer, ModelsAnswer
 
 
 def test_a_customer_is_shown_with_features_scores_and_their_age(
@@ -31,6 +36,25 @@ def test_a_customer_is_shown_with_features_scores_and_their_age(
         "clv_low",
         "clv_high",
     ]
+
+
+def test_the_score_of_a_model_of_ones_own_is_shown_with_the_others(
+    project: Path, artefacts: Path, serve: Callable[..., TestClient]
+) -> None:
+    profiles = Profiles.open(artefacts / "profiles")
+    own = [replace(f, group=SCORE_GROUP) if f.name == "spend_91d" else f for f in profiles.features]
+    folder = project / ".nextbest" / "serving"
+    write_bundle(folder, shop.sources(artefacts), replace(profiles, features=tuple(own)))
+    client = serve(project)
+    answer = client.get("/v1/customers/c05").json()
+    CustomerAnswer.model_validate(answer)
+    assert answer["scores"]["spend_91d"] == profiles.matrix[5, profiles.columns.index("spend_91d")]
+    assert "spend_91d" not in answer["features"]
+    decided = client.post("/v1/decisions", json={"customer_id": "c05", "channel": "mail"}).json()
+    DecisionAnswer.model_validate(decided)
+    assert decided["scores"] == answer["scores"]
+    documented = client.get("/openapi.json").json()["components"]["schemas"]["ScoresAnswer"]
+    assert {"type": "number"} in documented["additionalProperties"]["anyOf"]
 
 
 def test_a_decision_uses_the_scores_that_are_shown(client: TestClient) -> None:

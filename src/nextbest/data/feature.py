@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Entity", "Feature"]
+__all__ = ["SCORE_GROUP", "Entity", "Feature"]
+
+SCORE_GROUP = "scores"
+"""Group of the columns that models add to profiles."""
 
 Entity = Literal["customer", "offer", "pair"]
 

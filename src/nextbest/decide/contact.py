@@ -39,6 +39,7 @@ Ints = npt.NDArray[np.int64]
 Times = npt.NDArray[np.datetime64]
 Mask = npt.NDArray[np.bool_]
 
+_PERIOD_DAYS: Mapping[Period, float] = {"day": 2.0, "week": 8.0, "month": 32.0}
 _MICROSECONDS_PER_DAY = 86_400_000_000
 _PLURAL: Mapping[Kind, str] = {
     "contact": "contacts",
@@ -188,6 +189,11 @@ class Limit:
             length = round((self.days or 0.0) * _MICROSECONDS_PER_DAY)
             return past & (times > decided_at - np.timedelta64(length, "us"))
         return past & (times >= period_start(self.period, self.zone, decided_at))
+
+    @property
+    def at_most_days(self) -> float:
+        """So many days back it looks at most; a period's days, and one for the change of clocks."""
+        return _PERIOD_DAYS[self.period] if self.period else self.days or 0.0
 
     @property
     def span(self) -> str:

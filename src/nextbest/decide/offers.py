@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from nextbest.decide.offertable import TABLE, OfferTable, column_place
 from nextbest.decide.rules import (
     STEPS,
     Column,
@@ -42,13 +43,25 @@ from nextbest.decide.tomlfile import (
 )
 from nextbest.errors import ConfigError, Fault, RuleError, did_you_mean
 
-__all__ = ["Amounts", "BoundCatalogue", "Catalogue", "Goal", "Offer", "concerns", "positions"]
+__all__ = [
+    "NOT_AT_HAND",
+    "Amounts",
+    "BoundCatalogue",
+    "Catalogue",
+    "Goal",
+    "Offer",
+    "Source",
+    "concerns",
+    "positions",
+]
 
 Goal = Literal["sell", "retain", "win_back", "cross_sell", "inform"]
 AMOUNTS = ("margin", "incentive_cost", "incentive_shop_share", "contact_cost", "baseline_rate")
 # Amounts that lie between 0 and 1.
 SHARES = ("incentive_shop_share", "baseline_rate")
-_SECTIONS = ("timezone", "assumptions", "defaults", "offers")
+_SECTIONS = ("timezone", "source", "assumptions", "defaults", "offers")
+
+NOT_AT_HAND = f'the offers of the table "{TABLE}" are not at hand'
 
 
 OWN_COLUMNS: Mapping[str, Column] = {
@@ -123,6 +136,12 @@ class Offer(Table):
     active: bool = True
 
 
+class Source(Table):
+    """Where offers stand beside those in the file."""
+
+    table: Literal["offers"]
+
+
 def _sense_faults(raw: Mapping[str, Any], where: Callable[[str], str]) -> list[Fault]:
     """What no field shows by itself: dates in order, costs, what a goal needs, readable rules."""
     faults = rule_faults(raw, where)
@@ -156,7 +175,9 @@ def _sense_faults(raw: Mapping[str, Any], where: Callable[[str], str]) -> list[F
 class Catalogue:
     """All offers in file order, with the named constants that their expressions use.
 
-    ``inherited`` says which fields of an offer came from ``[defaults]``, for messages.
+    Offers that only the table has follow those of the file, by id. ``inherited`` says which fields
+    of an offer came from ``[defaults]``, ``tabled`` which came from the table, for messages;
+    ``table`` is what was taken from there, None without ``[source]``.
     """
 
     where: str
@@ -164,21 +185,30 @@ class Catalogue:
     offers: tuple[Offer, ...]
     inherited: Mapping[str, frozenset[str]]
     content_hash: str
+    tabled: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    table: OfferTable | None = None
 
     @classmethod
-    def load(cls, path: Path) -> Catalogue:
+    def load(cls, path: Path, table: OfferTable | None = None) -> Catalogue:
         """Read and check ``offers.toml``.
+
+        Parameters
+        ----------
+        table: the offers of the data's table, which ``[source]`` asks for; not used without it.
 
         Raises
         ------
-        ConfigError: the file is missing or broken, or anything in it is wrong (all faults at once).
+        ConfigError: the file is missing or broken, or anything in it or in the table is wrong (all
+            faults at once).
         """
-        return cls.from_dict(read_toml(path), place(path))
+        return cls.from_dict(read_toml(path), place(path), table)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], where: str = "offers") -> Catalogue:
+    def from_dict(
+        cls, raw: Mapping[str, Any], where: str = "offers", table: OfferTable | None = None
+    ) -> Catalogue:
         """Check a catalogue given as TOML would hold it; errors as in `load`."""
-        reading = _Reading(where)
+        reading = _Reading(where, table)
         catalogue = reading.read(raw)
         if reading.faults or catalogue is None:
             raise ConfigError(faults=list(dict.fromkeys(reading.faults)))
@@ -194,7 +224,9 @@ class Catalogue:
         return [offer.model_dump(mode="json") for offer in self.offers]
 
     def place(self, offer: Offer, field: str) -> str:
-        """Say where a field of an offer stands: with the offer, or in ``[defaults]``."""
+        """Say where a field of an offer stands: with the offer, in the table or ``[defaults]``."""
+        if field in self.tabled.get(offer.id, ()):
+            return column_place(offer.id, field)
         own = field not in self.inherited[offer.id]
         return f"{self.where}: " + (f'offer "{offer.id}"' if own else "[defaults]")
 
@@ -221,8 +253,9 @@ class Catalogue:
 class _Reading:
     """One pass over a raw catalogue that collects faults instead of stopping at the first."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, table: OfferTable | None) -> None:
         self.where = where
+        self.table = table
         self.faults: list[Fault] = []
 
     def read(self, raw: Mapping[str, Any]) -> Catalogue | None:
@@ -241,21 +274,43 @@ class _Reading:
         assumptions = self._assumptions(raw.get("assumptions", {}))
         defaults = self._defaults(raw.get("defaults", {}))
         entries = raw.get("offers", [])
-        if not isinstance(entries, list) or not entries:
+        named = [_id(entry) for entry in entries] if isinstance(entries, list) else []
+        try:
+            table = self._source(raw, named)
+        except ConfigError as wrong:
+            self.faults += wrong.faults
+            return None
+        rows = {row["id"]: row for row in table.entries} if table else {}
+        if not isinstance(entries, list) or not (entries or rows):
             self._fault("there is no offer", "at least one [[offers]] table")
             return None
-        offers = [self._offer(entry, i, defaults) for i, entry in enumerate(entries, 1)]
+        nothing: Mapping[str, Any] = {}
+        pairs = [(e, rows.get(name, nothing)) for e, name in zip(entries, named, strict=True)]
+        pairs += [(nothing, row) for name, row in rows.items() if name not in named]
+        offers = [self._offer(e, row, i, defaults) for i, (e, row) in enumerate(pairs, 1)]
         self._duplicates(entries)
-        good = tuple(offer for offer in offers if offer is not None)
-        inherited = {
-            offer.id: frozenset(defaults) - frozenset(entry)
-            for offer, entry in zip(offers, entries, strict=True)
-            if offer is not None
-        }
+        found = [(o, e, row) for o, (e, row) in zip(offers, pairs, strict=True) if o is not None]
+        good = tuple(offer for offer, _, _ in found)
+        inherited = {o.id: frozenset(defaults) - {*entry, *row} for o, entry, row in found}
+        tabled = {o.id: frozenset(row) - {*entry} for o, entry, row in found}
         digest = content_hash(
             {"assumptions": assumptions, "offers": [o.model_dump(mode="json") for o in good]}
         )
-        return Catalogue(self.where, assumptions, good, inherited, digest)
+        return Catalogue(self.where, assumptions, good, inherited, digest, tabled, table)
+
+    def _source(self, raw: Mapping[str, Any], named: Sequence[str]) -> OfferTable | None:
+        """The rows that ``[source]`` asks for; None without it."""
+        if "source" not in raw:
+            return None
+        where = f"{self.where}: [source]"
+        _, wrong = check_table(Source, raw["source"], lambda _: where)
+        if not wrong and self.table is None:
+            expected = "its rows, which `nextbest refresh` puts into the bundle"
+            action = f'Return "{TABLE}" from training/sources.py, then run `nextbest refresh`.'
+            wrong = [Fault(where, NOT_AT_HAND, expected, "none", action)]
+        if wrong or self.table is None:
+            raise ConfigError(faults=wrong)
+        return self.table.kept(named)
 
     def _fault(self, problem: str, expected: str, got: str = "", action: str = "") -> None:
         self.faults.append(Fault(self.where, problem, expected, got, action))
@@ -296,7 +351,10 @@ class _Reading:
             )
         return {name: raw[name] for name in raw if name in known}
 
-    def _offer(self, entry: Any, number: int, defaults: Mapping[str, Any]) -> Offer | None:
+    def _offer(
+        self, entry: Any, row: Mapping[str, Any], number: int, defaults: Mapping[str, Any]
+    ) -> Offer | None:
+        """Check one offer: what the file says of it, before its row, before the defaults."""
         if not isinstance(entry, dict):
             self._fault(f"offer number {number} is wrong", "a table", repr(entry)[:80])
             return None
@@ -304,10 +362,13 @@ class _Reading:
         label = f'offer "{offer_id}"' if isinstance(offer_id, str) else f"offer number {number}"
 
         def where(field: str) -> str:
-            inherited = field in defaults and field not in entry
-            return f"{self.where}: {'[defaults]' if inherited else label}"
+            if field not in entry and field in row:
+                return column_place(row["id"], field)
+            if field not in entry and field in defaults:
+                return f"{self.where}: [defaults]"
+            return f"{self.where}: {label}" if entry else column_place(row["id"])
 
-        raw = {**defaults, **entry}
+        raw = {**defaults, **row, **entry}
         for name, end in (("starts_at", False), ("ends_at", True)):
             if name in raw:
                 raw[name] = instant(raw[name], self.zone, end=end)
@@ -315,12 +376,15 @@ class _Reading:
             if step in raw:
                 raw[step] = named_rules(raw[step], step)
         offer, faults = check_table(Offer, raw, where)
+        if self.table is not None and not row:
+            hint = f'The table "{TABLE}" has no such offer as of the last `nextbest refresh`.'
+            faults = [replace(f, action=hint) if "is missing" in f.problem else f for f in faults]
         self.faults += [*faults, *_sense_faults(raw, where)]
         return offer
 
     def _duplicates(self, entries: Sequence[Any]) -> None:
-        ids = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-        for offer_id in dict.fromkeys(i for i in ids if isinstance(i, str)):
+        ids = [_id(entry) for entry in entries]
+        for offer_id in dict.fromkeys(i for i in ids if i):
             count = ids.count(offer_id)
             if count > 1:
                 self.faults.append(
@@ -331,6 +395,12 @@ class _Reading:
                         f"{count} offers with it",
                     )
                 )
+
+
+def _id(entry: Any) -> str:
+    """The id that an entry of the file states; empty where there is none to go by."""
+    found = entry.get("id") if isinstance(entry, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 @dataclass(frozen=True)

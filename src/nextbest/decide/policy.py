@@ -21,6 +21,7 @@ from nextbest.decide.contact import (
     Weekday,
 )
 from nextbest.decide.offers import Catalogue, Goal, Identifier
+from nextbest.decide.offertable import OfferTable
 from nextbest.decide.rules import (
     STEPS,
     Column,
@@ -128,8 +129,9 @@ class Quiet(Table):
 
 
 class ContactPolicy(Table):
-    """All limits on contacts."""
+    """All limits on contacts, and whether those of the warehouse count beside the decision log."""
 
+    count_history: bool = False
     caps: tuple[Cap, ...] = Field(default=(), strict=False)
     cool_offs: tuple[CoolOff, ...] = Field(default=(), strict=False)
     exclusions: tuple[Exclusion, ...] = Field(default=(), strict=False)
@@ -314,6 +316,10 @@ class PolicyTables(Table):
         )
         return (*caps, *cool_offs, *exclusions)
 
+    def history_days(self) -> float:
+        """So many days back the longest limit looks; 0 where there is none."""
+        return max((limit.at_most_days for limit in self.limits()), default=0.0)
+
     def quiet_hours(self) -> tuple[QuietHours, ...]:
         """Quiet hours by the policy's clock, in file order."""
         zone = time_zone(self.timezone, "policy")
@@ -488,12 +494,15 @@ def _salt_faults(tables: PolicyTables, where: str) -> list[Fault]:
     ]
 
 
-def load_serving(directory: Path, policy_file: Path | None = None) -> tuple[Catalogue, Policy]:
+def load_serving(
+    directory: Path, policy_file: Path | None = None, table: OfferTable | None = None
+) -> tuple[Catalogue, Policy]:
     """Load ``offers.toml`` and ``policy.toml``; the faults of both files are reported together.
 
     Parameters
     ----------
     policy_file : read in place of the directory's own ``policy.toml``.
+    table : the offers of the data's table, which ``[source]`` of ``offers.toml`` asks for.
 
     Raises
     ------
@@ -502,12 +511,12 @@ def load_serving(directory: Path, policy_file: Path | None = None) -> tuple[Cata
     faults: list[Fault] = []
     loaded: list[Any] = []
     policy_path = policy_file or directory / "policy.toml"
-    for load, path in (
-        (Catalogue.load, directory / "offers.toml"),
-        (Policy.load, policy_path),
+    for load in (
+        lambda: Catalogue.load(directory / "offers.toml", table),
+        lambda: Policy.load(policy_path),
     ):
         try:
-            loaded.append(load(path))
+            loaded.append(load())
         except ConfigError as wrong:
             faults += wrong.faults
     if faults:

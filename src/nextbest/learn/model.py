@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any, Literal
 
 from nextbest.data.features import FeatureGroup, by_name
-from nextbest.data.labels import FutureValue, Label
+from nextbest.data.labels import FutureValue, Label, TopShareOfValue
 from nextbest.errors import ConfigError, Fault
 from nextbest.learn import export
-from nextbest.learn.baselines import Baseline
+from nextbest.learn.baselines import Baseline, SingleFeature
 from nextbest.learn.drift import DriftLimits
 from nextbest.learn.leakage import LeakageLimits
 
@@ -61,7 +61,18 @@ class Model:
             return ()
         if self.kind == "clv":
             return ("clv", "clv_low", "clv_high", "p_alive")
-        return (self.score or f"{self.name}_probability",)
+        score = self.score or f"{self.name}_probability"
+        return (score,) if self.past_value is None else (score, f"{self.name}_now")
+
+    @property
+    def past_value(self) -> str | None:
+        """Feature by which customers are of high value today; None where the label is another.
+
+        It is the one that the baseline ranks by: what was bought so far, against what will be.
+        """
+        if isinstance(self.label, TopShareOfValue) and isinstance(self.baseline, SingleFeature):
+            return self.baseline.column
+        return None
 
     def named(self, name: str) -> Model:
         """Return the model under the name of its file."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nextbest.errors import RegistryError
-from nextbest.learn import artifact, records
+from nextbest.learn import artifact, moved, records
 from nextbest.learn.reach import require_reachable, without_password
 from nextbest.learn.records import Baseline, Dataset, Metrics, Trial, Version
 from nextbest.learn.scorer import CLV_COLUMNS, LoadedModel
@@ -52,11 +52,8 @@ class Registry:
 
     def __init__(self, tracking_uri: str | None, root: Path | str) -> None:
         self.root = Path(root).resolve()
-        self.uri = (
-            tracking_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{self.root / 'mlflow.db'}"
-        )
+        self._own = self.root / "mlflow.db"
+        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._own}"
         self._client: MlflowClient | None = None
 
     # -------------------------------------------------------------- runs
@@ -134,7 +131,7 @@ class Registry:
             place = None
             if not self.uri.startswith(("http://", "https://", "databricks")):
                 # Without this MLflow would write to ./mlruns of whatever folder one stands in.
-                place = (self.root / "mlartifacts" / model_name).as_uri()
+                place = (self.root / moved.FOLDER / model_name).as_uri()
             experiment_id = client.create_experiment(model_name, artifact_location=place)
         else:
             experiment_id = found.experiment_id
@@ -380,6 +377,8 @@ class Registry:
         try:
             if self._client is None:
                 require_reachable(self.uri)
+                if self._is_own:
+                    moved.follow(self._own, self.root)
                 self._client = _mlflow_client(self.uri)
             yield self._client
         except Exception as error:
@@ -391,8 +390,22 @@ class Registry:
                 f"registry {without_password(self.uri)}",
                 f"could not {doing}",
                 got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-                action="Check MLFLOW_TRACKING_URI, and that the store is up and writable.",
+                action=self._advice(),
             ) from error
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether this is the project's own file, and not a server or a file of somebody else."""
+        return self.uri == f"sqlite:///{self._own}"
+
+    def _advice(self) -> str:
+        lost = moved.lost(self._own) if self._is_own else None
+        if lost is None:
+            return "Check MLFLOW_TRACKING_URI, and that the store is up and writable."
+        return (
+            f"The files of its runs were in {lost}, which is not there. Put that folder into"
+            f" {self.root / moved.FOLDER}; if it is lost, remove {self._own} and train again."
+        )
 
 
 #: Packages whose exceptions must not leak out of here.

@@ -22,7 +22,6 @@ from starlette.responses import Response
 from nextbest import __version__
 from nextbest.serve import outcomes as reported
 from nextbest.serve.auth import authenticate
-from nextbest.serve.bundle import SCORES
 from nextbest.serve.decisions import Decider
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
@@ -287,13 +286,14 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         profile = state.shaper.profile(customer_id)
         if profile is None:
             raise Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
+        scores = state.bundle.score_names
         return _json(
             {
                 "customer_id": customer_id,
                 "as_of": _moment(state.bundle.as_of),
                 "profile_stale": state.is_stale(state.moment(runtime.clock)),
-                "features": {k: v for k, v in profile.items() if k not in SCORES},
-                "scores": {name: profile.get(name) for name in SCORES},
+                "features": {k: v for k, v in profile.items() if k not in scores},
+                "scores": {name: profile.get(name) for name in scores},
                 "bundle": state.bundle.id,
             }
         )
@@ -307,7 +307,7 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         dependencies=[access("read")],
     )
     def offers() -> Response:
-        """The offers in use, as `serving/offers.toml` states them."""
+        """The offers in use, as `serving/offers.toml` and the table that it names state them."""
         catalogue = runtime.state().offers
         return _json({"catalogue": catalogue.content_hash, "offers": catalogue.to_dict()})
 

@@ -78,6 +78,22 @@ class Past:
         own = frozenset(decision_ids)
         return Past(_without(self.contacts, own), _without(self.outcomes, own))
 
+    def joined(self, told: Past) -> Past:
+        """The same with what the warehouse tells; what both know of a decision counts once.
+
+        A contact is the same where its decision is; an answer where it says yes, or no, to the
+        same decision. Without a decision_id nobody can tell, and both count.
+        """
+        own, others = self.outcomes, told.outcomes
+        made = set(self.contacts.decision_ids)
+        said = {(d, _KINDS.get(t)) for d, t in zip(own.decision_ids, own.types, strict=True)}
+        new = [i for i, d in enumerate(told.contacts.decision_ids) if not d or d not in made]
+        answers = zip(others.decision_ids, others.types, strict=True)
+        more = [i for i, (d, t) in enumerate(answers) if not d or (d, _KINDS.get(t)) not in said]
+        return Past(
+            _both(self.contacts, _some(told.contacts, new)), _both(own, _some(others, more))
+        )
+
     def history(self, customer_ids: Sequence[str], offer_ids: Sequence[str]) -> ContactHistory:
         """As the contact policy reads it: outcomes that say neither yes nor no are left out."""
         contacts, outcomes = self.contacts, self.outcomes
@@ -102,8 +118,17 @@ def _without(told: Told, decision_ids: frozenset[str]) -> Told:
     if not decision_ids.intersection(told.decision_ids):
         return told
     kept = [i for i, decision_id in enumerate(told.decision_ids) if decision_id not in decision_ids]
+    return _some(told, kept)
+
+
+def _some(told: Told, kept: Sequence[int]) -> Told:
     columns = {f.name: getattr(told, f.name) for f in fields(told)}
     return type(told)(**{name: tuple(column[i] for i in kept) for name, column in columns.items()})
+
+
+def _both(one: Told, other: Told) -> Told:
+    names = [f.name for f in fields(one)]
+    return type(one)(**{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
 def past_of(store: Store | None, customer_ids: Sequence[str]) -> Past:
@@ -177,6 +202,11 @@ class Shaper:
         at = np.searchsorted(profiles.customer_ids, wanted)
         at = np.minimum(at, len(profiles) - 1)
         return np.where(profiles.customer_ids[at] == wanted, at, -1)
+
+    def warehouse(self, customer_ids: Sequence[str]) -> Past:
+        """Return what the warehouse knew of these customers at the last refresh."""
+        held = self.bundle.contacts
+        return Past() if held is None else Past(*held.told(customer_ids, self.rows(customer_ids)))
 
     def audience(self, customer_ids: Sequence[str], contacts: ContactHistory) -> Audience:
         """Return these customers as the engine reads them; strangers are marked unknown."""

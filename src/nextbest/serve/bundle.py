@@ -23,10 +23,13 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from nextbest.data.feature import SCORE_GROUP
 from nextbest.data.profiles import Profiles
+from nextbest.decide.offertable import OfferTable
 from nextbest.errors import ArtifactError, StoreError
 from nextbest.learn import artifact
 from nextbest.learn.scorer import LoadedModel, OfferScorer
+from nextbest.serve.warehouse import PastContacts
 
 __all__ = [
     "SCORES",
@@ -41,6 +44,8 @@ FORMAT = 1
 PROPENSITY = "propensity"
 SCORES = ("churn_probability", "p_alive", "hvc_probability", "clv", "clv_low", "clv_high")
 CURRENT = "current.json"
+OFFERS = "offers.json"
+CONTACTS = "contacts.npz"
 KEPT_BUNDLES = 2
 ABANDONED_S = 3_600
 _REFRESH = "Run `nextbest refresh`"
@@ -69,6 +74,8 @@ class Bundle:
     models : by name, ready to score.
     sources : by name, the ``version``, ``run_id`` and ``aliases`` that the registry gave them.
     profiles : of every customer, offer and customer × offer pair.
+    offers : those that the catalogue takes from the data's table; None where it takes none.
+    contacts : what the warehouse knows of recent contacts; None where the policy counts none.
     """
 
     id: str
@@ -76,6 +83,8 @@ class Bundle:
     models: Mapping[str, LoadedModel]
     sources: Mapping[str, Mapping[str, Any]]
     profiles: Profiles
+    offers: OfferTable | None = None
+    contacts: PastContacts | None = None
 
     @property
     def as_of(self) -> datetime:
@@ -89,6 +98,12 @@ class Bundle:
             name: str(model.version) if model.version is not None else model.digest[:12]
             for name, model in self.models.items()
         }
+
+    @cached_property
+    def score_names(self) -> tuple[str, ...]:
+        """The scores that every answer states, and those of the project's own models."""
+        own = (f.name for f in self.profiles.features if f.group == SCORE_GROUP)
+        return tuple(dict.fromkeys((*SCORES, *own)))
 
     @cached_property
     def offer_scorer(self) -> OfferScorer:
@@ -116,6 +131,8 @@ def write_bundle(
     models: Mapping[str, ModelSource],
     profiles: Profiles,
     *,
+    offers: OfferTable | None = None,
+    contacts: PastContacts | None = None,
     created_at: datetime | None = None,
 ) -> str:
     """Write a bundle, make it the current one, and return its id.
@@ -127,6 +144,8 @@ def write_bundle(
     serving_dir : ``<project>/.nextbest/serving``; made where absent.
     models : by name; each artefact is copied and verified.
     profiles : of every customer.
+    offers : those that the catalogue takes from the data's table.
+    contacts : what the contact policy counts beside the decision log.
     created_at : recorded, not part of the id; now by default.
 
     Raises
@@ -137,7 +156,9 @@ def write_bundle(
     draft = serving_dir / f".draft-{uuid4().hex}"
     try:
         serving_dir.mkdir(parents=True, exist_ok=True)
-        bundle_id = _fill(draft, models, profiles, created_at or datetime.now(UTC))
+        bundle_id = _fill(
+            draft, models, profiles, offers, contacts, created_at or datetime.now(UTC)
+        )
         _load(draft, bundle_id)  # before anything points at it
         _flush(draft)
         _move_into_place(draft, serving_dir / bundle_id)
@@ -194,13 +215,18 @@ def load_bundle(serving_dir: Path) -> Bundle:
 
 
 def _fill(
-    draft: Path, models: Mapping[str, ModelSource], profiles: Profiles, created_at: datetime
+    draft: Path,
+    models: Mapping[str, ModelSource],
+    profiles: Profiles,
+    offers: OfferTable | None,
+    contacts: PastContacts | None,
+    created_at: datetime,
 ) -> str:
     for name, source in models.items():
         artifact.load(source.path)  # a damaged source is named as such, not as a failed copy
         shutil.copytree(source.path, draft / "models" / name)
     profiles.save(draft / "profiles")
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "models": {
             name: {
@@ -213,6 +239,12 @@ def _fill(
         },
         "profiles": {"manifest_sha256": _sha256(draft / "profiles" / "manifest.json")},
     }
+    if offers is not None:
+        (draft / OFFERS).write_text(json.dumps(offers.to_json(), indent=1), encoding="utf-8")
+        content["offers"] = {"sha256": _sha256(draft / OFFERS)}
+    if contacts is not None:
+        contacts.save(draft / CONTACTS)
+        content["contacts"] = {"sha256": _sha256(draft / CONTACTS)}
     bundle_id = _id(content)
     manifest = {**content, "created_at": created_at.astimezone(UTC).isoformat()}
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
@@ -238,20 +270,32 @@ def _load(directory: Path, bundle_id: str) -> Bundle:
             _check(where, path, source["manifest_sha256"])
             models[name] = replace(artifact.load(path), version=source["version"])
         profiles = Profiles.open(directory / "profiles")
+        offers = contacts = None
+        if "offers" in manifest:
+            _match(where, directory / OFFERS, manifest["offers"]["sha256"])
+            text = (directory / OFFERS).read_text(encoding="utf-8")
+            offers = OfferTable.from_json(json.loads(text))
+        if "contacts" in manifest:
+            _match(where, directory / CONTACTS, manifest["contacts"]["sha256"])
+            contacts = PastContacts.open(directory / CONTACTS)
     except ArtifactError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             where, "it cannot be read", got=f"{type(error).__name__}: {error}", action=_REFRESH
         ) from None
-    return Bundle(bundle_id, created_at, models, manifest["models"], profiles)
+    return Bundle(bundle_id, created_at, models, manifest["models"], profiles, offers, contacts)
 
 
 def _check(where: str, directory: Path, sha256: str) -> None:
-    if _sha256(directory / "manifest.json") != sha256:
+    _match(where, directory / "manifest.json", sha256)
+
+
+def _match(where: str, file: Path, sha256: str) -> None:
+    if _sha256(file) != sha256:
         raise ArtifactError(
             where,
-            f"{directory.name}/manifest.json is not the file that was written",
+            f"{file.parent.name}/{file.name} is not the file that was written",
             expected="the SHA-256 that the bundle's manifest names",
             action=_REFRESH,
         )

@@ -18,7 +18,6 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve.audience import Past, past_of
-from nextbest.serve.bundle import SCORES
 from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.records import DecisionRecord, Stake, StoredDecision
@@ -66,6 +65,8 @@ def decide_for(
     past = past_of(store, customer_ids) if past is None else past
     if learnt is None:
         learnt = learnt_of(store, state.rules.tables.exploration, situation.decided_at)
+    if state.rules.tables.contact.count_history:
+        past = past.joined(state.shaper.warehouse(customer_ids))
     contacts = past.history(customer_ids, state.shaper.offer_ids)
     audience = state.shaper.audience(customer_ids, contacts)
     return decide(
@@ -134,7 +135,8 @@ def _stakes(decisions: Decisions, row: int) -> tuple[Stake, ...]:
 def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
     said = decisions.answer(row)
     columns = decisions.audience.columns
-    scores = {name: plain(columns[name][row]) if name in columns else None for name in SCORES}
+    names = state.bundle.score_names
+    scores = {name: plain(columns[name][row]) if name in columns else None for name in names}
     return {
         "decision_id": said["decision_id"],
         "customer_id": said["customer_id"],

@@ -17,7 +17,7 @@ from pathlib import Path
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
-from nextbest.errors import ArtifactError, NextbestError, StoreError
+from nextbest.errors import ArtifactError, ConfigError, NextbestError, StoreError
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
@@ -91,15 +91,30 @@ def load_state(
     ConfigError : catalogue or policy are wrong (all faults at once).
     """
     folder = serving_dir(project_dir)
-    catalogue, policy = load_serving(project_dir / "serving", policy_file)
     if before is not None and before.bundle.id == current_id(folder):
         bundle = before.bundle
     else:
         bundle = load_bundle(folder)
         _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
+    catalogue, policy = load_serving(project_dir / "serving", policy_file, bundle.offers)
+    _require_contacts(bundle, policy)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
     return State(bundle, bound_catalogue, bound_policy, shaper)
+
+
+def _require_contacts(bundle: Bundle, policy: Policy) -> None:
+    """Refuse a policy that counts more of the warehouse's contacts than the bundle holds."""
+    needed = policy.tables.history_days()
+    held = bundle.contacts
+    if policy.tables.contact.count_history and (held is None or held.days < needed):
+        raise ConfigError(
+            f"{policy.where}: [contact]",
+            "count_history needs contacts that the bundle does not hold",
+            expected=f"those of the last {needed:g} days",
+            got="none" if held is None else f"those of the last {float(held.days):g} days",
+            action="Run `nextbest refresh`.",
+        )
 
 
 class Runtime:

@@ -193,8 +193,11 @@ class OfferAnswer(_Answer):
     reasons: list[str] = Field(description="Why this offer, in words.")
 
 
-class ScoresAnswer(_Answer):
-    """What the models say of a customer; null where unknown."""
+class ScoresAnswer(BaseModel):
+    """What the models say of a customer; null where unknown. Your own models add theirs."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
 
     churn_probability: float | None = None
     p_alive: float | None = None
@@ -296,7 +299,7 @@ class CustomerAnswer(_Answer):
 
 
 class CatalogueAnswer(_Answer):
-    """The offers as `serving/offers.toml` states them."""
+    """The offers as `serving/offers.toml`, and the table that it names, state them."""
 
     catalogue: str = Field(description="Hash of the catalogue's content.")
     offers: list[dict[str, Any]]

@@ -1,0 +1,41 @@
+"""What the warehouse knows of recent contacts and responses, as one table in memory."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import ibis
+import pandas as pd
+
+from nextbest.data.contract import History
+
+__all__ = ["COLUMNS", "recent"]
+
+COLUMNS = ("customer_id", "offer_id", "channel", "type", "at", "decision_id")
+
+
+def recent(history: History, days: float) -> pd.DataFrame:
+    """Return contacts and responses of the last days, one row each, in a fixed order.
+
+    ``type`` is "contact" or the response's own type; ``channel`` and ``decision_id`` may be null;
+    ``at`` is naive UTC. Days count back from the instant up to which the data are complete.
+    """
+    since = history.observed_until - timedelta(days=days)
+    parts = []
+    for name, time in (("contacts", "contacted_at"), ("responses", "responded_at")):
+        if name in history.tables:
+            t = history.tables[name]
+            nothing = ibis.null("string")
+            rows = t.filter(t[time] > since).select(
+                customer_id=t.customer_id,
+                offer_id=t.offer_id,
+                channel=t.channel.cast("string") if name == "contacts" else nothing,
+                type=ibis.literal("contact") if name == "contacts" else t.response_type,
+                at=t[time],
+                decision_id=t.decision_id if "decision_id" in t.columns else nothing,
+            )
+            parts.append(rows.to_pandas())
+    if not parts:
+        return pd.DataFrame({name: [] for name in COLUMNS})
+    found: pd.DataFrame = pd.concat(parts).sort_values(list(COLUMNS), ignore_index=True)
+    return found
