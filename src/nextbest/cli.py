@@ -367,8 +367,9 @@ def decide(
     try:
         if customer is not None:
             made = decisions.decide_for(
-                state, store, [customer], situation, [f"explain-{customer}"]
-            )
+                state, store, [customer], situation, [f"explain-{customer}"],
+                prices=state.prices_for(situation),
+            )  # fmt: skip
             found = decisions.record_of(state, made, 0, {}, "").record
             if json_:
                 _show({**found["answer"], "trace": found["trace"]} if explain else found["answer"])
@@ -377,7 +378,10 @@ def decide(
             return
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
-            summary = batch.decide_batch(state, situation, out, store=store, record=record)
+            summary = batch.decide_batch(
+                state, situation, out, store=store, record=record,
+                prices_dir=runtime.serving_dir(opened.root) if policy is None else None,
+            )  # fmt: skip
     finally:
         store.close()
     if json_:

@@ -147,6 +147,7 @@ def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
     title = f"Decisions for {summary['customers']:,} customers as of {summary['decided_at']}, "
     yield _titled(title + f"channel {summary['channel']}", table)
     yield f"Expected profit of the offers made: {summary['expected_profit']:,.2f}."
+    yield from _limits(summary["limits"])
     if summary["file"]:
         yield f"Written to {summary['file']}: {summary['rows']:,} rows."
     if summary["recorded"] or summary["recorded_before"]:
@@ -154,6 +155,18 @@ def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
         yield f"Recorded: {summary['recorded']:,} decisions" + (
             f"; {before:,} more were recorded before." if before else "."
         )
+
+
+def _limits(found: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is used of everything scarce, and what one more of it would be worth."""
+    if not found:
+        return
+    worth = f"Shared out under limits: offers worth {found['value']:,.2f} (priority)"
+    yield f"{worth}, of at most {found['upper_bound']:,.2f} (gap {found['gap']:.3%})."
+    if not found["binding"]:
+        yield "No limit keeps anybody from anything."
+    for price in found["prices"]:
+        yield f"- {price['in_words']}"
 
 
 def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
@@ -167,6 +180,8 @@ def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
         yield "Nothing is known of this customer: the fallback list of the policy decides."
     if answer["profile_stale"]:
         yield "The profile is older than the policy's freshness limit. Run `nextbest refresh`."
+    if "prices_ignored" in answer:
+        yield f"Stored scarcity prices are not used: {answer['prices_ignored']}."
     for offer in answer["offers"]:
         worth = offer.get("expected_profit")
         yield f"{offer['rank']}. offer {offer['offer_id']} ({offer['name']})" + (
