@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -112,6 +113,7 @@ def write_prices(folder: Path, channel: str, found: StoredPrices) -> None:
         draft.write_text(text, encoding="utf-8")
         draft.replace(folder / FILE)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         got = error.strerror or str(error)
         raise StoreError(str(folder / FILE), "the prices cannot be written", got=got) from error

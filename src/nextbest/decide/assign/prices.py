@@ -48,7 +48,8 @@ class Price:
         return self.price > 0
 
     def __str__(self) -> str:
-        used = f"{self.constraint}: {self.used:,.10g} of {self.limit:,.10g} used"
+        digits = 0 if self.unit == "contacts" else 2
+        used = f"{self.constraint}: {self.used:,.{digits}f} of {self.limit:,.{digits}f} used"
         if not self.binds:
             return f"{used}; more of it is worth nothing."
         return f"{used}; {_ONE_MORE[self.unit]} is worth {self.price:.4g}."
