@@ -136,6 +136,7 @@ def decide_batch(
     record: bool = False,
     progress: Callable[[int, int], None] | None = None,
     prices_dir: Path | None = None,
+    each: Callable[[Decisions], None] | None = None,
 ) -> BatchSummary:
     """Decide for all customers of the bundle, or for some, and write the decisions to a file.
 
@@ -153,6 +154,7 @@ def decide_batch(
         can be reported for it. A repeated or resumed batch records each decision once.
     progress : called with the number of customers done and in all.
     prices_dir : where to keep the scarcity prices for single decisions; None keeps none.
+    each : called with the decisions, part by part.
 
     Raises
     ------
@@ -193,6 +195,8 @@ def decide_batch(
             table = decisions.table()
             write(table)
             _add(summary, decisions, table)
+            if each is not None:
+                each(decisions)
             if rationing is not None:
                 rationing.made(rows, decisions)
             if progress is not None:
