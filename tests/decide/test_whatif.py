@@ -92,7 +92,7 @@ def test_texts_and_few_numbers_are_segments_themselves() -> None:
 
 def test_sides_that_cannot_be_compared_are_refused() -> None:
     one, other = side(policy(), None), Side(("a", "b"))
-    with pytest.raises(DataError, match="decided for other customers; got 4 and 0"):
+    with pytest.raises(DataError, match="decisions for the same customers; got 4 and 0"):
         compare(one, other)
-    with pytest.raises(DataError, match="by other offers or segments"):
+    with pytest.raises(DataError, match="one division into segments"):
         compare(one, side(policy(), Segments.of("clv", CLV)))

@@ -22,7 +22,9 @@ from nextbest.serve.whatif import what_if
 @pytest.fixture
 def other(project: Path) -> Path:
     """A policy that never sends to people who are about to leave."""
-    (project / "pyproject.toml").write_text("")
+    for room in ("models", "training"):
+        (project / room).mkdir()
+    (project / "training" / "training.toml").write_text("")
     file = project / "other.toml"
     file.write_text(shop.POLICY + '\n[suitability]\n"stays <b>" = "churn_probability < 0.5"\n')
     return file

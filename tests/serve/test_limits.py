@@ -196,7 +196,6 @@ def test_a_running_server_takes_up_new_prices(project: Path) -> None:
 
 def test_the_command_says_what_more_would_be_worth(project: Path) -> None:
     limited(project, "\n[budgets]\ntotal = 1000000\n", a="max_contacts_per_batch = 10")
-    (project / "pyproject.toml").write_text("")
     for room in ("models", "training"):
         (project / room).mkdir()
     (project / "training" / "training.toml").write_text("")

@@ -165,9 +165,11 @@ def compare(project: Side, other: Side) -> dict[str, Any]:
     """
     if project.total.customers != other.total.customers:
         got = f"{project.total.customers:,} and {other.total.customers:,}"
-        raise DataError("what-if", "the policies decided for other customers", got=got)
+        expected = "decisions for the same customers"
+        raise DataError("what-if", "the sides do not fit together", expected=expected, got=got)
     if list(project.offers) != list(other.offers) or project.segments is not other.segments:
-        raise DataError("what-if", "the policies were added up by other offers or segments")
+        expected = "the same offers, and one division into segments"
+        raise DataError("what-if", "the sides do not fit together", expected=expected)
     named = project.segments
     return {
         "customers": project.total.customers,
