@@ -3,7 +3,8 @@
     python benchmarks/assign.py [--customers 1000000] [--offers 50]
 
 Customers and limits are simulated. The baseline goes through the customers in order and gives each
-the best offer of which something is left. Both keep every limit.
+the best offer of which something is left; where one does not fit into a limit, the limit's offers
+are closed for all who follow. Both keep every limit.
 """
 
 from __future__ import annotations
@@ -68,25 +69,31 @@ def simulate(n: int, m: int, seed: int) -> Problem:
     return Problem(ids, value, (*offer_limits(capacity, budget), *shared), cost)
 
 
-def first_come(problem: Problem) -> float:
+def first_come(problem: Problem, block: int = 50_000) -> float:
     """Give each customer in turn the best offer of which something is left."""
-    inside = np.array([np.isin(problem.offer_ids, c.offer_ids) for c in problem.constraints])
-    money = np.array([c.unit == "currency" for c in problem.constraints])
-    left = np.array([c.limit for c in problem.constraints], dtype=np.float64)
-    best, total = np.argsort(-np.nan_to_num(problem.value, nan=-1), axis=1), 0.0
     assert problem.cost is not None
-    for row, offers in enumerate(best):
-        for offer in offers:
-            worth = problem.value[row, offer]
-            if not worth > 0:
-                break
-            use = np.where(money, problem.cost[row, offer], 1.0) * inside[:, offer]
-            if np.all((use <= left) | (use == 0)):
-                left -= use
-                total += float(worth)
-                break
-            if np.all(left < 0.3):
-                return total
+    inside = np.array([np.isin(problem.offer_ids, c.offer_ids) for c in problem.constraints])
+    money = np.array([c.unit == "currency" for c in problem.constraints])[:, None]
+    left = np.array([c.limit for c in problem.constraints], dtype=np.float64)
+    open_ = np.ones(len(problem.offer_ids), dtype=bool)
+    total, row = 0.0, 0
+    while row < len(problem) and open_.any():
+        part = slice(row, row + block)
+        worth = np.where(open_ & (problem.value[part] > 0), problem.value[part], 0)
+        best = worth.argmax(axis=1)
+        rows = np.arange(len(best))
+        gain, cost = worth[rows, best], problem.cost[part][rows, best]
+        use = inside[:, best] * np.where(money, cost, 1.0) * (gain > 0)
+        used = np.cumsum(use, axis=1)
+        over = used > left[:, None]
+        # Up to the first who does not fit all stands; then that limit's offers are closed.
+        fits = int(over.any(axis=0).argmax()) if over.any() else len(best)
+        total += float(gain[:fits].sum(dtype=np.float64))
+        if fits:
+            left -= used[:, fits - 1]
+        if fits < len(best):
+            open_ &= ~inside[over[:, fits]].any(axis=0)
+        row += fits
     return total
 
 

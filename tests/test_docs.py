@@ -326,6 +326,7 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[holdout]": policy.Holdout,
     "[arms]": policy.Arms,
     "[exploration]": policy.Exploration,
+    "[budgets]": policy.Budgets,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
 }
@@ -427,13 +428,13 @@ def test_every_column_of_a_batch_file() -> None:
     made = decide(
         people, *bound, Situation(channel="mail", decided_at=datetime(2017, 12, 10)), ["d"]
     )
-    assert list(table("serving/README.md", "Batch files", "column")) == list(made.table())
+    assert list(table("serving/README.md", "Columns", "column")) == list(made.table())
 
 
 def test_every_step_of_a_decision() -> None:
     rows = section("serving/README.md", "What happens to an offer, step by step")
     steps = ("candidate", *policy.STEPS, "contact_policy", "value", "holdout", "reach")
-    for step in (*steps, "arbitration", "arm"):
+    for step in (*steps, "limits", "arbitration", "arm"):
         assert f"`{step}`" in rows, step
 
 

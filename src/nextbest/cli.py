@@ -345,6 +345,15 @@ def decide(
     record: Annotated[
         bool, typer.Option("--record", help="Keep the decisions, so that they count as contacts.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Say what --policy would shift for all customers.")
+    ] = False,
+    by: Annotated[
+        str | None, typer.Option(help="With --compare: column to divide customers by; clv if none.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="With --compare: write one page to this file.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Decide for one customer or for all; recorded only with --record."""
@@ -364,15 +373,23 @@ def decide(
         raise UsageError(
             "--out", "the file is for all customers", action="Leave out --customer, or --out."
         )
+    _check_compare(
+        compare, policy, {"--customer": customer, "--out": out, "--explain": explain or None,
+                          "--record": record or None}, {"--by": by, "--html": html},
+    )  # fmt: skip
     opened = Project.open(project)
+    if compare and policy is not None:
+        _compare_policies(opened.root, policy, channel, limit, by, html, json_=json_)
+        return
     state = runtime.load_state(opened.root, policy_file=policy)
     situation = batch.situation_for(state, channel, limit=limit)
     store = runtime.open_store(opened.root)
     try:
         if customer is not None:
             made = decisions.decide_for(
-                state, store, [customer], situation, [f"explain-{customer}"]
-            )
+                state, store, [customer], situation, [f"explain-{customer}"],
+                prices=state.prices_for(situation),
+            )  # fmt: skip
             found = decisions.record_of(state, made, 0, {}, "").record
             if json_:
                 _show({**found["answer"], "trace": found["trace"]} if explain else found["answer"])
@@ -381,7 +398,10 @@ def decide(
             return
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
-            summary = batch.decide_batch(state, situation, out, store=store, record=record)
+            summary = batch.decide_batch(
+                state, situation, out, store=store, record=record,
+                prices_dir=runtime.serving_dir(opened.root) if policy is None else None,
+            )  # fmt: skip
     finally:
         store.close()
     if json_:
@@ -390,6 +410,50 @@ def decide(
     show.out(*show.batch(summary.to_dict()))
     if out is None and not record:
         print("Nothing was written; name a file with --out.")
+
+
+def _check_compare(
+    compare: bool, policy: Path | None, against: dict[str, Any], only: dict[str, Any]
+) -> None:
+    """Refuse what --compare cannot do, and what only it can."""
+    if compare and policy is None:
+        raise UsageError("--compare", "with which policy?", expected="--policy FILE with it")
+    for options, wrong in ((against, compare), (only, not compare)):
+        for name, value in options.items():
+            if wrong and value is not None:
+                expected = "left out" if compare else "--compare with it"
+                where = "with --compare" if compare else "without --compare"
+                raise UsageError(name, f"it says nothing {where}", expected=expected)
+
+
+def _compare_policies(
+    root: Path, policy: Path, channel: str | None, limit: int, by: str | None, html: Path | None,
+    *, json_: bool,
+) -> None:  # fmt: skip
+    """Show what another policy would shift; nothing is recorded."""
+    from nextbest import show
+    from nextbest.serve import batch, runtime
+    from nextbest.serve.whatif import what_if
+
+    own, other = runtime.load_state(root), runtime.load_state(root, policy_file=policy)
+    situation = batch.situation_for(own, channel, limit=limit)
+    store = runtime.open_store(root)
+    try:
+        with show.steps(quiet=json_) as step:
+            step("decide for every customer under both policies")
+            facts = what_if(own, other, situation, store, by)
+    finally:
+        store.close()
+    if html is not None:
+        from nextbest.measure.whatif_page import write
+
+        write(facts, html)
+    if json_:
+        _show(facts)
+        return
+    show.out(*show.shifted(facts))
+    if html is not None:
+        print(f"Written to {html}: the same with charts, in one file.")
 
 
 @app.command()

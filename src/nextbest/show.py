@@ -147,6 +147,7 @@ def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
     title = f"Decisions for {summary['customers']:,} customers as of {summary['decided_at']}, "
     yield _titled(title + f"channel {summary['channel']}", table)
     yield f"Expected profit of the offers made: {summary['expected_profit']:,.2f}."
+    yield from _limits(summary["limits"])
     if summary["file"]:
         yield f"Written to {summary['file']}: {summary['rows']:,} rows."
     if summary["recorded"] or summary["recorded_before"]:
@@ -154,6 +155,59 @@ def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
         yield f"Recorded: {summary['recorded']:,} decisions" + (
             f"; {before:,} more were recorded before." if before else "."
         )
+
+
+def shifted(facts: Mapping[str, Any]) -> Iterator[Any]:
+    """Show what another policy would shift, in all, by offer and segment, and at which step."""
+    yield f"{facts['customers']:,} customers under both policies, channel {facts['channel']}."
+    total = {name.replace("_", " "): figures for name, figures in facts["total"].items()}
+    yield _side_by_side("In all", "figure", total)
+    yield _side_by_side("Offers made", "offer", _column(facts["offers"], "contacts"))
+    if facts["segments"]:
+        by = facts["segments_by"]
+        yield _side_by_side("Offers made, by segment", by, _column(facts["segments"], "contacts"))
+        profits = _column(facts["segments"], "expected_profit")
+        yield _side_by_side("Expected profit, by segment", by, profits)
+    lost = {
+        f"{offer}: {one['step'].replace('_', ' ')}: {one['reason']}": one
+        for offer, fates in facts["funnel"].items()
+        for one in fates
+        if one["difference"]
+    }
+    if lost:
+        yield _side_by_side("Customers who lose an offer, where that differs", "why", lost)
+    else:
+        yield "Every offer is lost to the same steps and rules, as often."
+    yield "Nothing was recorded."
+
+
+def _column(groups: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {label: group[name] for label, group in groups.items()}
+
+
+def _side_by_side(title: str, of: str, rows: Mapping[str, Any]) -> Group:
+    """Two policies' figures and their difference; what a figure is about comes last, to wrap."""
+    sides = ("project", "other", "difference")
+    table = _table(*sides, of, right=sides)
+    for label, figures in rows.items():
+        table.add_row(*(_whole(figures[side]) for side in sides), label)
+    return _titled(title, table)
+
+
+def _whole(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else figure(value)
+
+
+def _limits(found: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is used of everything scarce, and what one more of it would be worth."""
+    if not found:
+        return
+    worth = f"Shared out under limits: offers worth {found['value']:,.2f} (priority)"
+    yield f"{worth}, of at most {found['upper_bound']:,.2f} (gap {found['gap']:.3%})."
+    if not found["binding"]:
+        yield "No limit keeps anybody from anything."
+    for price in found["prices"]:
+        yield f"- {price['in_words']}"
 
 
 def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
@@ -167,6 +221,8 @@ def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
         yield "Nothing is known of this customer: the fallback list of the policy decides."
     if answer["profile_stale"]:
         yield "The profile is older than the policy's freshness limit. Run `nextbest refresh`."
+    if "prices_ignored" in answer:
+        yield f"Stored scarcity prices are not used: {answer['prices_ignored']}."
     for offer in answer["offers"]:
         worth = offer.get("expected_profit")
         yield f"{offer['rank']}. offer {offer['offer_id']} ({offer['name']})" + (

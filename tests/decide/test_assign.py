@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -293,3 +295,25 @@ def test_wrong_questions_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         Problem(**{"offer_ids": IDS, "value": VALUE} | change)
+
+
+def test_the_solver_prints_nothing() -> None:
+    """This problem makes HiGHS write from C, whatever its options say."""
+    code = """
+import numpy as np
+from nextbest.decide.assign import Constraint, Problem, assign
+rng = np.random.default_rng(3)
+n, ids = int(rng.integers(20, 60)), tuple("abcde")
+value, cost = rng.random((n, 5)), rng.random((n, 5)) + 0.1
+limits = [Constraint("total", "currency", ids, 0.15 * n)]
+limits += [Constraint(i, "currency", (i,), 0.05 * n) for i in ids]
+limits += [Constraint("letters", "contacts", ids[:2], 3)]
+print("before")
+group = np.array([0, 0, 1, 1, -1])
+assign(Problem(ids, value, tuple(limits), cost, slots=int(rng.integers(1, 3)), group=group))
+print("after")
+"""
+    for unbuffered in ((), ("-u",)):
+        command = [sys.executable, *unbuffered, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "before\nafter\n"

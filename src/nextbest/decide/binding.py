@@ -66,6 +66,8 @@ NOT_DRAWN = ("arbitration", "another choice was drawn")
 SAME_GROUP = ("arbitration", "another offer of its exclusivity group")
 NO_CONTACT_LEFT = ("arbitration", "no contact left in this answer")
 CATEGORY_FULL = ("arbitration", "enough offers of its category")
+SCARCE = ("limits", "scarcity: worth more to others")
+USED_UP = ("limits", "capacity: nothing left of it")
 HELD_OUT = ("arm", "holdout")
 NO_CONTACT_ARM = ("arm", "no_contact")
 
@@ -157,7 +159,16 @@ def _fates(rules: Sequence[NamedRule], limits: Sequence[str]) -> Fates:
     names += [(rule.step, rule.name) for step in STEPS for rule in rules if rule.step == step]
     names += [NO_CONSENT, *(("contact_policy", name) for name in limits)]
     names += [UNKNOWN_VALUE, OVER_CEILING, HELD_OUT_OF_OFFER, NOT_REACHED, NOTHING_TO_GAIN]
-    names += [OUTRANKED, LESS_LIKELY, NOT_DRAWN, SAME_GROUP, NO_CONTACT_LEFT, CATEGORY_FULL]
+    names += [
+        SCARCE,
+        USED_UP,
+        OUTRANKED,
+        LESS_LIKELY,
+        NOT_DRAWN,
+        SAME_GROUP,
+        NO_CONTACT_LEFT,
+        CATEGORY_FULL,
+    ]
     names += [HELD_OUT, NO_CONTACT_ARM, CHOSEN]
     unique = tuple(dict.fromkeys(names))
     return Fates(unique, {name: code for code, name in enumerate(unique)})
@@ -183,6 +194,7 @@ class _Binding:
         offers = self.catalogue.offers
         self._offer_channels()
         self._exploration()
+        self._budgets()
         groups: dict[Scope, npt.NDArray[np.int64]] = {
             "category": _groups([offer.category for offer in offers]),
             "exclusivity_group": _groups([offer.exclusivity_group for offer in offers]),
@@ -262,6 +274,18 @@ class _Binding:
                 what = 'field "response_window_days" is missing'
                 expected = f"given, as {self.policy.where} has a loss_budget"
                 self.faults.append(Fault(where, what, expected, "none", hint))
+
+    def _budgets(self) -> None:
+        budgets = self.tables.budgets
+        for section, field, volumes in (
+            ("categories", "category", budgets.categories),
+            ("groups", "exclusivity_group", budgets.groups),
+        ):
+            known = {str(getattr(offer, field)) for offer in self.catalogue.offers}
+            for name in sorted(volumes.keys() - known):
+                expected = f"the {field} of an offer in {self.catalogue.where}"
+                hint = did_you_mean(name, sorted(known - {"None"}))
+                self._fault(f"[budgets.{section}]", f'names {field} "{name}"', expected, hint)
 
     def _rules(self) -> tuple[NamedRule, ...]:
         rules = []

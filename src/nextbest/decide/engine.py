@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +46,31 @@ from nextbest.decide.offers import SHARES, BoundCatalogue
 from nextbest.decide.rules import STEPS, Positions
 from nextbest.errors import DataError, UsageError, did_you_mean
 
-__all__ = ["Audience", "Decisions", "Situation", "bind", "decide"]
+if TYPE_CHECKING:
+    from nextbest.decide.assign import Prices
+
+__all__ = ["Audience", "Decisions", "Ration", "Situation", "bind", "decide"]
 
 _EVERY = slice(None)
+# Arms whose choice does not go by what an offer is worth.
+_WAYS_OF_THEIR_OWN = (holdout.RANDOM_ELIGIBLE, holdout.PROPENSITY_ONLY)
 _NO_COUNTS: Mapping[str, OfferCounts] = MappingProxyType({})
 _NONE_STOPPED: Mapping[str, LossStatistics] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Ration:
+    """What limits over all customers leave to each of these customers.
+
+    Parameters
+    ----------
+    open: (n, m) the offers that are left to each customer.
+    settled: (n,) customers to whom an assignment has allotted exactly the open offers: they get
+        them, and pay no price. The others choose by themselves among what is open.
+    """
+
+    open: npt.NDArray[np.bool_]
+    settled: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -72,7 +92,9 @@ class Decisions:
         have got.
     best: (n, limit) positions of the offers that each slot would have got without chance, given the
         slots before it; -1 for no offer.
-    offer_counts, stopped: as given to `decide`.
+    worth: (n, m) what each offer competed on, before any scarcity price; -inf where it did not
+        reach arbitration.
+    offer_counts, stopped, prices, ration: as given to `decide`.
     """
 
     decision_ids: Sequence[str]
@@ -89,8 +111,11 @@ class Decisions:
     probabilities: npt.NDArray[np.float64]
     would_choose: npt.NDArray[np.int64]
     best: npt.NDArray[np.int64]
+    worth: npt.NDArray[np.float64]
     offer_counts: Mapping[str, OfferCounts]
     stopped: Mapping[str, LossStatistics]
+    prices: Prices | None
+    ration: Ration | None
 
     def __len__(self) -> int:
         return len(self.decision_ids)
@@ -98,7 +123,10 @@ class Decisions:
     @property
     def eligible(self) -> npt.NDArray[np.bool_]:
         """(n, m) offers that passed every step before arbitration: what could be chosen from."""
-        final = [step in ("arbitration", "arm", "chosen") for step, _ in self.policy.fates.names]
+        final = [
+            step in ("arbitration", "arm", "chosen") or (step, reason) == b.SCARCE
+            for step, reason in self.policy.fates.names
+        ]
         return np.array(final)[self.fates]
 
     @cached_property
@@ -154,6 +182,8 @@ def decide(
     *,
     offer_counts: Mapping[str, OfferCounts] = _NO_COUNTS,
     stopped: Mapping[str, LossStatistics] = _NONE_STOPPED,
+    prices: Prices | None = None,
+    ration: Ration | None = None,
 ) -> Decisions:
     """Decide which offers to make to each customer, or none.
 
@@ -167,6 +197,9 @@ def decide(
         sampling; an offer that is not there has had none.
     stopped: offers that are no longer explored (`explore.over_budget`), each with what exploring
         it has cost.
+    prices: what using up something scarce costs others, for the offers of the catalogue in its
+        order; taken off what offers compete on, except in arms that do not compete on value.
+    ration: what limits over all customers leave to each; only a batch knows it.
 
     Returns
     -------
@@ -178,6 +211,8 @@ def decide(
     DataError: the audience lacks a column, or its shapes or probabilities are wrong.
     """
     _check(audience, catalogue, policy, situation, decision_ids)
+    if prices is not None and prices.offer_ids != catalogue.offer_ids:
+        raise UsageError("prices", "they are for other offers", action="Use prices.for_offers")
     frame = Frame(audience, catalogue, policy, situation)
     n, m = audience.propensity.shape
     run = _Run(audience, catalogue, policy, situation, frame, np.zeros((n, m), dtype=np.int16))
@@ -190,7 +225,10 @@ def decide(
     tables = policy.policy.tables
     arm = holdout.arms(tables.holdout, tables.arms, audience.customer_ids, audience.known)
     lottery = _Lottery(arm, decision_ids, offer_counts, stopped)
-    choice = run.arbitrate(values, counts, lottery)
+    run.used_up(ration)
+    worth = np.where(run.fates == 0, run.scores(values, arm), -np.inf)
+    market = _Market(worth, run.charge(values, arm, prices), run.allotted(ration))
+    choice = run.arbitrate(values, counts, lottery, market)
     kept_back = np.isin(arm, (holdout.HELD_OUT, holdout.NO_CONTACT))
     chosen = np.where(kept_back[:, None], -1, choice.chosen)
     probability, end, chances = _as_made(choice, kept_back)
@@ -209,8 +247,11 @@ def decide(
         chances,
         choice.chosen,
         choice.best,
+        worth,
         offer_counts,
         stopped,
+        prices,
+        ration,
     )
 
 
@@ -239,6 +280,12 @@ def _as_made(choice: Choice, kept_back: npt.NDArray[np.bool_]) -> tuple[Floats, 
     chances[kept_back] = 0.0
     chances[kept_back, -1] = 1.0
     return probability, end, chances
+
+
+def _last(amounts: Floats, chosen: npt.NDArray[np.int64]) -> Floats:
+    """(n, 1) the amount of the last offer of a full answer; 0 where a slot is left."""
+    last = amounts[np.arange(len(amounts)), chosen[:, -1]]
+    return np.where(chosen[:, -1] < 0, 0.0, last)[:, None]
 
 
 def _check(
@@ -295,6 +342,22 @@ class _Lottery:
         ids = [self.decision_ids[row] for row in rows]
         slots = [uniforms(salt, "draw", ids, about=str(slot)) for slot in range(limit)]
         return np.stack(slots, axis=1)
+
+
+@dataclass(frozen=True)
+class _Market:
+    """What offers compete on: their worth, less what they take from others, if they are open.
+
+    Parameters
+    ----------
+    worth: (n, m), -inf where an offer is out.
+    charge: (n, m) or (1, 1), scarcity prices.
+    allotted: (n, m) or (1, 1), False where an assignment gives the offer to others.
+    """
+
+    worth: Floats
+    charge: Floats
+    allotted: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -477,16 +540,34 @@ class _Run:
                 place = uniforms(str(rules.salt), "reach", ids, about=offer_id)
                 self._remove(b.NOT_REACHED, (place >= share)[:, None], np.array([at]))
 
+    def used_up(self, ration: Ration | None) -> None:
+        """Remove offers of which nothing is left for customers who choose by themselves."""
+        if ration is not None:
+            self._remove(b.USED_UP, ~ration.open & ~ration.settled[:, None])
+
+    def allotted(self, ration: Ration | None) -> npt.NDArray[np.bool_]:
+        """Where an offer may be chosen; an assignment allots its customers their offers."""
+        if ration is None:
+            return np.ones((1, 1), dtype=bool)
+        return ration.open | ~ration.settled[:, None]
+
+    def charge(self, values: Values, arm: npt.NDArray[np.object_], prices: Prices | None) -> Floats:
+        """What each offer takes from others; nothing where the choice does not go by value."""
+        if prices is None:
+            return np.zeros((1, 1))
+        charged = np.broadcast_to(prices.charge(values.expected_cost), self.fates.shape)
+        free = np.isin(arm, _WAYS_OF_THEIR_OWN) | ~self.audience.known
+        # Where the cost is unknown the offer is out of the running anyway.
+        return np.where(free[:, None] | ~np.isfinite(charged), 0.0, charged)
+
     def arbitrate(
-        self, values: Values, counts: Sequence[contact.Counts], lottery: _Lottery
+        self, values: Values, counts: Sequence[contact.Counts], lottery: _Lottery, market: _Market
     ) -> Choice:
         """Choose, and write why each offer that was still in the running lost."""
         limit = min(self.situation.limit, self.fates.shape[1])
-        still = self.fates == 0
-        score = self._scores(values, lottery.arm)
-        running = np.where(still, score, -np.inf)
+        running = market.worth - market.charge
         pools = self._pools(counts) if limit > 1 else []
-        chances, lots = self._left_to_chance(values, lottery, limit)
+        chances, lots = self._left_to_chance(values, lottery, limit, market)
         choice = choose(
             running, self.policy.by_id, limit, [pool for _, pool in pools], chances, lots
         )
@@ -501,15 +582,18 @@ class _Run:
             self._remove(fate, out)
         random = (lottery.arm == holdout.RANDOM_ELIGIBLE)[:, None]
         self._remove(b.NOT_DRAWN, random)
-        self._remove(b.NOTHING_TO_GAIN, running <= 0)
-        # Better than the last offer of a full answer, or than none: only chance kept it out.
-        last = np.where(chosen[:, -1] < 0, 0.0, score[np.arange(len(score)), chosen[:, -1]])
-        self._remove(b.NOT_DRAWN, running > last[:, None])
+        self._remove(b.NOTHING_TO_GAIN, market.worth <= 0)
+        # Better than the last offer of a full answer, or than none: others need it more, or only
+        # chance kept it out.
+        behind = running <= _last(running, chosen)
+        better = market.worth > _last(market.worth, chosen)
+        self._remove(b.SCARCE, better & (behind | ~market.allotted))
+        self._remove(b.NOT_DRAWN, ~behind)
         self._remove(b.LESS_LIKELY, (lottery.arm == holdout.PROPENSITY_ONLY)[:, None])
         self._remove(b.OUTRANKED, True)
         return choice
 
-    def _scores(self, values: Values, arm: npt.NDArray[np.object_]) -> Floats:
+    def scores(self, values: Values, arm: npt.NDArray[np.object_]) -> Floats:
         """What offers compete on, customers × offers, in each customer's arm."""
         score = np.array(np.broadcast_to(values.priority, self.fates.shape))
         by_chance = arm == holdout.PROPENSITY_ONLY
@@ -530,22 +614,22 @@ class _Run:
         return np.broadcast_to(factor, self.fates.shape)
 
     def _left_to_chance(
-        self, values: Values, lottery: _Lottery, limit: int
+        self, values: Values, lottery: _Lottery, limit: int, market: _Market
     ) -> tuple[Chances, Floats]:
         """Return the probabilities of a slot, and the lots that are drawn for each decision."""
         tables = self.policy.policy.tables
         random = np.flatnonzero(lottery.arm == holdout.RANDOM_ELIGIBLE)
-        ways_of_their_own = (holdout.RANDOM_ELIGIBLE, holdout.PROPENSITY_ONLY)
-        exploring = self.audience.known & ~np.isin(lottery.arm, ways_of_their_own)
+        exploring = self.audience.known & ~np.isin(lottery.arm, _WAYS_OF_THEIR_OWN)
         explored = np.flatnonzero(exploring & (tables.exploration.policy != "greedy"))
         lots = np.zeros((len(self.fates), limit))
         for rows, salt in ((random, tables.arms.salt), (explored, tables.exploration.salt)):
             if rows.size:
                 lots[rows] = lottery.lots(str(salt), rows, limit)
-        explorer = self._explorer(values, lottery, explored) if explored.size else None
+        explorer = self._explorer(values, lottery, explored, market) if explored.size else None
+        allotted = np.broadcast_to(market.allotted, self.fates.shape)[:, self.policy.by_id]
 
         def chances(running: Floats) -> Floats:
-            vector = greedy(running)
+            vector = greedy(np.where(allotted, running, -np.inf))
             if random.size:
                 vector[random] = uniform(running[random])
             if explorer is not None:
@@ -554,7 +638,9 @@ class _Run:
 
         return chances, lots
 
-    def _explorer(self, values: Values, lottery: _Lottery, rows: npt.NDArray[np.intp]) -> Explorer:
+    def _explorer(
+        self, values: Values, lottery: _Lottery, rows: npt.NDArray[np.intp], market: _Market
+    ) -> Explorer:
         """What exploring needs to know of some customers, offers in the order of their ids."""
         settings = self.policy.policy.tables.exploration
         by_id = self.policy.by_id
@@ -582,9 +668,12 @@ class _Run:
                     of(self._multiplier(values, levers=True)),
                 ),
             )
+            possible -= of(market.charge)[:, :, None]
         stopped = np.array([name in lottery.stopped for name in ids])
+        # What exploring takes from others is a loss, too.
+        profit = of(values.expected_profit) - of(market.charge)
         earnings = Earnings(of(earns.ignored), of(earns.answered))
-        return Explorer(settings, of(values.expected_profit), stopped, possible, earnings)
+        return Explorer(settings, profit, stopped, possible, earnings)
 
     def _pools(self, counts: Sequence[contact.Counts]) -> list[tuple[tuple[str, str], Pool]]:
         """What several offers of one answer share: their exclusivity group, and each cap's rest."""

@@ -43,6 +43,7 @@ from nextbest.errors import ConfigError, Fault, did_you_mean
 
 __all__ = [
     "Arms",
+    "Budgets",
     "ContextWeight",
     "Exploration",
     "Holdout",
@@ -274,6 +275,25 @@ class Exploration(Table):
         )
 
 
+Volumes = dict[Identifier, Annotated[int, Field(ge=0)]]
+
+
+class Budgets(Table):
+    """What one batch may use up over all its customers, beside each offer's own limits.
+
+    ``total`` is expected cost, in the shop's currency; ``channels``, ``categories`` and ``groups``
+    (exclusivity groups) are contacts by name. ``online`` charges single decisions the prices that
+    the last batch found, for ``prices_valid_days``.
+    """
+
+    total: float | None = Field(default=None, ge=0)
+    channels: Volumes = Field(default_factory=dict)
+    categories: Volumes = Field(default_factory=dict)
+    groups: Volumes = Field(default_factory=dict)
+    online: bool = True
+    prices_valid_days: Days = 7
+
+
 class PolicyTables(Table):
     """The whole file."""
 
@@ -293,6 +313,7 @@ class PolicyTables(Table):
     holdout: Holdout = Holdout()
     arms: Arms = Arms()
     exploration: Exploration = Exploration()
+    budgets: Budgets = Budgets()
 
     def limits(self) -> tuple[Limit, ...]:
         """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""
@@ -464,6 +485,9 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
                 spot = f"{where}: [{kind}] number {number}"
                 got = " and ".join(given) or "none"
                 faults.append(Fault(spot, "the target is not clear", expected, got))
+    for channel in tables.budgets.channels.keys() - tables.channels.keys():
+        spot, hint = f"{where}: [budgets.channels]", did_you_mean(channel, tables.channels)
+        faults.append(Fault(spot, f'names channel "{channel}"', "one under [channels]", "", hint))
     for name in tables.context.keys() & SITUATION_COLUMNS.keys():
         what = f'"{name}" is always there'
         faults.append(Fault(f"{where}: [context]", what, "left out"))

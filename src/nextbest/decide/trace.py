@@ -39,6 +39,8 @@ _WORDS = {
     b.NOT_REACHED: "it is new, and its reach does not include the customer yet",
     b.HELD_OUT: "the customer is held out: no offer is made, to measure the effect of offers",
     b.NO_CONTACT_ARM: "the customer is in the arm no_contact: no offer is made",
+    b.SCARCE: "it is worth more to other customers, and there is not enough for all",
+    b.USED_UP: "its limit over all customers is used up",
     b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
 }
 
@@ -161,7 +163,27 @@ class _Case:
         ceiling = self.of.policy.ceiling
         if ceiling is not None and offer in ceiling.offers:
             numbers |= {n: self.number(n, offer) for n in ("expected_cost", "cost_ceiling")}
+        if self.of.prices is not None:
+            numbers["scarcity_price"] = plain(self.scarcity_prices[offer])
         return numbers
+
+    @cached_property
+    def scarcity_prices(self) -> npt.NDArray[np.float64]:
+        """(m,) what making each offer takes from other customers; 0 without limits."""
+        m = len(self.of.catalogue.offer_ids)
+        if self.of.prices is None:
+            return np.zeros(m)
+        costs = np.broadcast_to(self.of.values.expected_cost, self.of.fates.shape)[self.row]
+        charged: npt.NDArray[np.float64] = self.of.prices.charge(costs)
+        return charged
+
+    @property
+    def pays(self) -> bool:
+        """Whether scarcity prices decided: an assignment has allotted its offers, without them."""
+        ration = self.of.ration
+        own = self.of.arm[self.row] in (RANDOM_ELIGIBLE, PROPENSITY_ONLY)
+        settled = ration is not None and bool(ration.settled[self.row])
+        return self.of.prices is not None and self.known and not own and not settled
 
     def expressions(self, offer: int) -> dict[str, Any]:
         """The amounts that are expressions, each with its text, its value and what it read."""
@@ -237,6 +259,16 @@ class _Case:
             return _lost(b.NOT_REACHED)
         return {"step": "reach", "passed": True, "reason": "within its reach"}
 
+    def limits(self, offer: int) -> dict[str, Any]:
+        fate = self.fate(offer)
+        if fate == b.USED_UP or (fate == b.SCARCE and not self.pays):
+            return _lost(fate)
+        if fate == b.SCARCE:
+            price = f"scarcity price {self.scarcity_prices[offer]:.2f} of priority"
+            reason = f"{price} {self.of.worth[self.row, offer]:.2f}: {_WORDS[fate]}"
+            return {"step": "limits", "passed": False, "reason": reason}
+        return {"step": "limits", "passed": True, "reason": "there is enough of it"}
+
     def arbitration(self, offer: int) -> dict[str, Any]:
         passed = offer in self.picked
         return {"step": "arbitration", "passed": passed, "reason": self.outcome(offer)}
@@ -283,12 +315,16 @@ class _Case:
         """What the offer competed on in the customer's arm."""
         if name == "propensity":
             return plain(self.of.audience.propensity[self.row, offer])
+        return self._priority(offer) - (self.scarcity_prices[offer] if self.pays else 0.0)
+
+    def _priority(self, offer: int) -> Any:
+        """The offer's priority in the customer's arm, before any scarcity price."""
         if self.of.arm[self.row] == NO_LEVERS:
             objective, weight = (
                 np.asarray(self.number(part, offer)) for part in ("objective", "context_weight")
             )
             return plain(weigh(objective, weight))
-        return self.number(name, offer)
+        return self.number("priority", offer)
 
     def steps(self, offer: int) -> list[dict[str, Any]]:
         """The steps that the offer passed, and the one that removed it."""
@@ -310,6 +346,8 @@ class _Case:
             steps.append(self.holdout(offer))
         if steps[-1]["passed"] and tables.exploration.new_offer_reach is not None:
             steps.append(self.reach(offer))
+        if steps[-1]["passed"] and (self.of.prices is not None or self.of.ration is not None):
+            steps.append(self.limits(offer))
         if steps[-1]["passed"]:
             steps.append(self.arbitration(offer))
         if steps[-1]["passed"] and self.fate(offer) != b.CHOSEN:
@@ -366,6 +404,9 @@ class _Case:
             if concerns(offers, offer) and utc(self.of.situation.decided_at) < lever.until
         ]
         get = self.frame.lookup(slice(offer, offer + 1))
+        if self.pays and self.scarcity_prices[offer] > 0:
+            price = f"scarcity price {self.scarcity_prices[offer]:.2f}"
+            reasons.append(f"{price}: what others would gain from it; priority is less that")
         reasons += [
             f'context weight "{weight.name}" × {weight.multiplier:g}'
             for weight, rule, offers in self.of.policy.context_weights
@@ -398,6 +439,9 @@ class _Case:
             for j in np.flatnonzero(np.isin(self.of.fates[self.row], lost)).tolist()
         ]
         if not behind:
+            limited = [codes[fate] for fate in (b.SCARCE, b.USED_UP)]
+            if np.isin(self.of.fates[self.row], limited).any():
+                return "no other offer would earn anything of which there is enough for all"
             return "no other offer that may be made would earn anything"
         least, offer_id = min(behind)
         own = self.competes(name, offer)
@@ -495,6 +539,7 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
         },
         "profile_as_of": None if as_of is None else _time(as_of),
         "versions": dict(decisions.audience.versions),
+        **({} if decisions.prices is None else {"prices": decisions.prices.to_dict()}),
         "catalogue_hash": decisions.catalogue.catalogue.content_hash,
         "policy_hash": decisions.policy.policy.content_hash,
         "objective": decisions.policy.objective.text,

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from nextbest.decide.engine import Decisions
+from nextbest.decide.engine import Decisions, Ration
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
@@ -27,7 +27,12 @@ from nextbest.serve.decisions import ATTEMPTS, decide_for, record_of
 from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
+from nextbest.serve.scarcity import StoredPrices, write_prices
 from nextbest.serve.store import HistoryChangedError, Store
+
+if TYPE_CHECKING:
+    from nextbest.decide.assign import Prices
+    from nextbest.decide.ration import Rationing
 
 __all__ = ["BatchSummary", "decide_batch", "situation_for"]
 
@@ -56,6 +61,8 @@ class BatchSummary:
     offers : how many customers got each offer (in any slot).
     expected_profit : sum over all offers made, in the shop's currency.
     funnel : for each offer, how many customers lost it at which step, and why.
+    limits : where anything is limited over all customers: value, upper bound and gap of what was
+        shared out, what binds, and what one more of it would be worth; else empty.
     """
 
     batch_id: str
@@ -72,6 +79,7 @@ class BatchSummary:
     offers: dict[str, int] = field(default_factory=dict)
     arms: dict[str, int] = field(default_factory=dict)
     funnel: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain JSON types."""
@@ -127,6 +135,8 @@ def decide_batch(
     store: Store | None = None,
     record: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    prices_dir: Path | None = None,
+    each: Callable[[Decisions], None] | None = None,
 ) -> BatchSummary:
     """Decide for all customers of the bundle, or for some, and write the decisions to a file.
 
@@ -143,6 +153,8 @@ def decide_batch(
     record : also keep every decision in the store, so that it counts as a contact and outcomes
         can be reported for it. A repeated or resumed batch records each decision once.
     progress : called with the number of customers done and in all.
+    prices_dir : where to keep the scarcity prices for single decisions; None keeps none.
+    each : called with the decisions, part by part.
 
     Raises
     ------
@@ -166,22 +178,71 @@ def decide_batch(
         else customer_ids[start : start + CHUNK]
         for start in range(0, max(total, 1), CHUNK)  # once for nobody: a file has columns
     ]
+    capped = any(offer.max_contacts is not None for offer in state.offers.offers)
+    made = Counter(store.contacts_by_offer(situation.decided_at) if store and capped else {})
     # Counted once, and without what an earlier run of this batch recorded: neither may change the
     # batch's own decisions.
     rules, at = state.rules.tables.exploration, situation.decided_at
     learnt = learnt_of(store, rules, at, without_batch=question)
-    batch_id = _batch_id(question, store, parts, at, learnt)
+    batch_id = _batch_id(question, store, parts, at, learnt, made)
     batch = _Batch(state, situation, store, question, batch_id, learnt)
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
+    rationing = _rationing(state, situation, made, total)
+    prices, ration = (None, None) if rationing is None else _share(rationing, batch, parts)
     with _writer(out) as write:
         for ids in parts:
-            decisions = batch.recorded(ids, summary) if record else batch.decide(ids)[0]
+            rows = slice(summary.customers, summary.customers + len(ids))
+            own = None if ration is None else Ration(ration.open[rows], ration.settled[rows])
+            asked_of = (ids, prices, own)
+            decisions = batch.recorded(*asked_of, summary) if record else batch.decide(*asked_of)[0]
             table = decisions.table()
             write(table)
             _add(summary, decisions, table)
+            if each is not None:
+                each(decisions)
+            if rationing is not None:
+                rationing.made(rows, decisions)
             if progress is not None:
                 progress(summary.customers, total)
+    if rationing is not None:
+        summary.limits = rationing.facts()
+        if prices_dir is not None:
+            stored = StoredPrices(
+                state.offers.content_hash,
+                state.rules.content_hash,
+                situation.decided_at,
+                rationing.prices,
+            )
+            write_prices(prices_dir, situation.channel, stored)
     return summary
+
+
+def _rationing(
+    state: State, situation: Situation, made: Mapping[str, int], customers: int
+) -> Rationing | None:
+    """Return who shares out what is scarce, if anything is."""
+    # Only now: the solver's package takes long to load, and most servers never need it.
+    from nextbest.decide.ration import Rationing, constraints
+
+    limits = constraints(state.offers, state.rules.tables, situation.channel, made)
+    if not limits:
+        return None
+    group = state.policy.groups["exclusivity_group"]
+    return Rationing(limits, customers, state.offers.offer_ids, situation.limit, group)
+
+
+def _share(
+    rationing: Rationing, batch: _Batch, parts: Sequence[Sequence[str]]
+) -> tuple[Prices | None, Ration | None]:
+    """Decide for everybody as if there were no limits, and share out what there is."""
+    everybody: list[str] = []
+    for ids in parts:
+        rows = slice(len(everybody), len(everybody) + len(ids))
+        rationing.add(rows, batch.decide(ids)[0])
+        everybody += ids
+    return rationing.share(
+        lambda rows, prices, ration: batch.decide([everybody[i] for i in rows], prices, ration)[0]
+    )
 
 
 def _batch_id(
@@ -190,17 +251,26 @@ def _batch_id(
     parts: Sequence[Sequence[str]],
     decided_at: datetime,
     learnt: Learnt,
+    made: Counter[str],
 ) -> str:
-    """Hash the question and what had happened before it, the batch's own decisions apart."""
+    """Hash the question and what had happened before it, the batch's own decisions apart.
+
+    Takes the batch's own contacts, made by an earlier run, off the counts by offer.
+    """
     digest = hashlib.sha256(question.encode())
     digest.update(repr(learnt).encode())
     until = naive_utc(decided_at)
     for ids in parts if store is not None else ():
-        past = past_of(store, ids).without([_decision_id(question, one) for one in ids])
+        known = past_of(store, ids)
+        past = known.without([_decision_id(question, one) for one in ids])
+        if made:
+            made -= Counter(known.contacts.offer_ids) - Counter(past.contacts.offer_ids)
         for told in (past.contacts, past.outcomes):
             for event in sorted(zip(*vars(told).values(), strict=True), key=repr):
                 if event[-2] <= until:
                     digest.update(repr(event).encode())
+    if made:
+        digest.update(json.dumps(made, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -215,22 +285,38 @@ class _Batch:
     batch_id: str
     learnt: Learnt
 
-    def decide(self, ids: Sequence[str]) -> tuple[Decisions, Past]:
+    def decide(
+        self, ids: Sequence[str], prices: Prices | None = None, ration: Ration | None = None
+    ) -> tuple[Decisions, Past]:
         """Decide for some customers; return what was known of them, too."""
         decision_ids = [_decision_id(self.question, customer_id) for customer_id in ids]
         past = past_of(self.store, ids)
         before = past.without(decision_ids)  # an earlier run's decisions do not hold this one back
         decided = decide_for(
-            self.state, None, ids, self.situation, decision_ids, before, self.learnt
+            self.state,
+            None,
+            ids,
+            self.situation,
+            decision_ids,
+            before,
+            self.learnt,
+            prices=prices,
+            ration=ration,
         )
         return decided, past
 
-    def recorded(self, ids: Sequence[str], summary: BatchSummary) -> Decisions:
+    def recorded(
+        self,
+        ids: Sequence[str],
+        prices: Prices | None,
+        ration: Ration | None,
+        summary: BatchSummary,
+    ) -> Decisions:
         """Decide and keep what an earlier run of this batch has not kept."""
         if self.store is None:
             raise UsageError("record", "there is no store to record in")
         for _ in range(ATTEMPTS):
-            decisions, past = self.decide(ids)
+            decisions, past = self.decide(ids, prices, ration)
             kept = self.store.request_hashes(decisions.decision_ids)
             if set(kept.values()) - {self.batch_id}:
                 raise UsageError(

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from nextbest.decide.engine import Decisions, decide
+from nextbest.decide.engine import Decisions, Ration, decide
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
@@ -25,6 +25,9 @@ from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest, DecisionRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from nextbest.decide.assign import Prices
 
 __all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id", "record_of"]
 
@@ -54,6 +57,9 @@ def decide_for(
     decision_ids: Sequence[str],
     past: Past | None = None,
     learnt: Learnt | None = None,
+    *,
+    prices: Prices | None = None,
+    ration: Ration | None = None,
 ) -> Decisions:
     """Decide for customers with all that is known of them; online and batch both call this.
 
@@ -61,6 +67,7 @@ def decide_for(
     ----------
     past : what was read of the store already; None reads it here.
     learnt : how offers have done so far; None asks the store (`learnt_of`).
+    prices, ration : what is scarce (`engine.decide`).
     """
     past = past_of(store, customer_ids) if past is None else past
     if learnt is None:
@@ -77,6 +84,8 @@ def decide_for(
         decision_ids,
         offer_counts=learnt.counts,
         stopped=learnt.stopped,
+        prices=prices,
+        ration=ration,
     )
 
 
@@ -148,14 +157,30 @@ def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
         "offers": said["offers"],
         "no_offer_reasons": said["no_offer_reasons"],
         "scores": scores,
+        **_ignored_prices(state, decisions),
         "versions": {
             "models": state.bundle.model_versions,
             "bundle": state.bundle.id,
             "profiles_as_of": state.bundle.as_of.isoformat().replace("+00:00", "Z"),
             "catalogue": state.offers.content_hash,
             "policy": state.rules.content_hash,
+            **_prices_version(state, decisions),
         },
     }
+
+
+def _prices_version(state: State, decisions: Decisions) -> dict[str, str]:
+    """Name the scarcity prices that decided, where any did."""
+    stored = state.prices.get(decisions.situation.channel)
+    if stored is None or decisions.prices is not stored.prices:
+        return {}
+    return {"prices": stored.content_hash}
+
+
+def _ignored_prices(state: State, decisions: Decisions) -> dict[str, str]:
+    """Say why the stored scarcity prices did not decide, where there are any and they did not."""
+    fault = None if decisions.prices is not None else state.prices_fault(decisions.situation)
+    return {} if fault is None else {"prices_ignored": fault}
 
 
 def situation_of(state: State, question: Question, decided_at: datetime) -> Situation:
@@ -261,7 +286,10 @@ class Decider:
         ids = [new_decision_id() for _ in customer_ids]
         with self._metrics.stage("decide"):
             learnt = self._learnt(state, store, situation.decided_at)
-            decisions = decide_for(state, store, customer_ids, situation, ids, past, learnt)
+            prices = state.prices_for(situation)
+            decisions = decide_for(
+                state, store, customer_ids, situation, ids, past, learnt, prices=prices
+            )
         with self._metrics.stage("explain"):
             records = [
                 record_of(state, decisions, row, request, request_hash, key)

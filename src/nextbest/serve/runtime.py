@@ -9,20 +9,27 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nextbest.decide.binding import BoundPolicy, bind
+from nextbest.decide.frame import Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
-from nextbest.errors import ArtifactError, ConfigError, NextbestError, StoreError
+from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
+from nextbest.serve.scarcity import FILE as PRICES_FILE
+from nextbest.serve.scarcity import StoredPrices, read_prices
 from nextbest.serve.store import Store
 from nextbest.serve.telemetry import Metrics, log
+
+if TYPE_CHECKING:
+    from nextbest.decide.assign import Prices
 
 __all__ = ["Runtime", "State", "load_state", "open_store", "serving_dir"]
 
@@ -47,12 +54,18 @@ def open_store(project_dir: Path) -> Store:
 
 @dataclass(frozen=True)
 class State:
-    """A bundle with the catalogue and policy that were checked against it."""
+    """A bundle with the catalogue and policy that were checked against it.
+
+    ``prices`` are those of the last batch on each channel; ``prices_damage`` says why they cannot
+    be read, where they cannot.
+    """
 
     bundle: Bundle
     catalogue: BoundCatalogue
     policy: BoundPolicy
     shaper: Shaper
+    prices: Mapping[str, StoredPrices] = field(default_factory=dict)
+    prices_damage: str | None = None
 
     @property
     def offers(self) -> Catalogue:
@@ -67,6 +80,26 @@ class State:
     def moment(self, clock: Clock) -> datetime:
         """Return what "now" is for decisions: the policy's fixed moment, if it has one."""
         return self.rules.decide_as_of or clock()
+
+    def prices_for(self, situation: Situation) -> Prices | None:
+        """Return the scarcity prices that a single decision heeds, if there are any that hold."""
+        stored = self.prices.get(situation.channel)
+        heeded = stored is not None and self.rules.tables.budgets.online
+        return stored.prices if stored and heeded and not self.prices_fault(situation) else None
+
+    def prices_fault(self, situation: Situation) -> str | None:
+        """Say why stored prices do not hold for a decision; None where they do, or are not used."""
+        budgets, stored = self.rules.tables.budgets, self.prices.get(situation.channel)
+        if not budgets.online:
+            return None
+        if stored is None:
+            return self.prices_damage
+        return stored.fault(
+            self.offers.content_hash,
+            self.rules.content_hash,
+            situation.decided_at,
+            budgets.prices_valid_days,
+        )
 
     def is_stale(self, moment: datetime) -> bool:
         """Tell whether the profiles are older than the policy's freshness limit."""
@@ -100,7 +133,12 @@ def load_state(
     _require_contacts(bundle, policy)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
-    return State(bundle, bound_catalogue, bound_policy, shaper)
+    try:
+        prices, damage = read_prices(folder), None
+    except DataError as error:
+        # Without prices decisions are right for each customer; with none there would be no answer.
+        prices, damage = {}, str(error)
+    return State(bundle, bound_catalogue, bound_policy, shaper, prices, damage)
 
 
 def _require_contacts(bundle: Bundle, policy: Policy) -> None:
@@ -238,6 +276,7 @@ class Runtime:
         """Return what changes whenever one of the files does that a state is made of."""
         files = [
             serving_dir(self.project_dir) / "current.json",
+            serving_dir(self.project_dir) / PRICES_FILE,
             self.project_dir / "serving" / "offers.toml",
             self.project_dir / "serving" / "policy.toml",
         ]

@@ -215,6 +215,9 @@ class VersionsAnswer(_Answer):
     profiles_as_of: datetime
     catalogue: str
     policy: str
+    prices: str | None = Field(
+        default=None, description="Where scarcity prices decided: which ones."
+    )
 
 
 class DecisionAnswer(_Answer):
@@ -236,6 +239,9 @@ class DecisionAnswer(_Answer):
         description="Where there is no offer: why not, offer by offer."
     )
     scores: ScoresAnswer
+    prices_ignored: str | None = Field(
+        default=None, description="Where stored scarcity prices were not used: why not."
+    )
     versions: VersionsAnswer
     trace: dict[str, Any] | None = Field(
         default=None, description="With `explain`: what became of every offer, and why."

@@ -278,6 +278,14 @@ class Store:
                 for row in connection.execute(query)
             }
 
+    def contacts_by_offer(self, until: datetime) -> dict[str, int]:
+        """Return how often each offer was made up to a moment."""
+        made = _CONTACTS.c
+        query = sa.select(made.offer_id, sa.func.count()).group_by(made.offer_id)
+        with self._read() as connection:
+            rows = connection.execute(query.where(made.contacted_at <= naive_utc(until)))
+            return {offer: count for offer, count in rows}
+
     # --- outcomes ----------------------------------------------------------------------------
 
     def record_outcomes(self, outcomes: Sequence[Outcome]) -> list[OutcomeStatus]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,19 +145,40 @@ def _whole(
     gain, size = program.gain[open_], float(program.gain.max())
     given = float(program.gain[sure].sum())
     left = program.limits - program.matrix[:, sure].sum(axis=1)
-    solved = milp(
-        -gain / size,
-        integrality=np.ones(len(gain)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(program.matrix[:, open_], ub=left),
-        options={"mip_rel_gap": 0, "node_limit": MOST_BRANCHES},
-    )
+    with _quiet():
+        solved = milp(
+            -gain / size,
+            integrality=np.ones(len(gain)),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(program.matrix[:, open_], ub=left),
+            options={"mip_rel_gap": 0, "node_limit": MOST_BRANCHES},
+        )
     made = sure.copy()
     if solved.x is not None:
         made[open_] = solved.x > 0.5
     if solved.mip_dual_bound is None:
         return made, np.inf
     return made, given - float(solved.mip_dual_bound) * size
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what HiGHS prints, with all its output switched off, out of our standard output.
+
+    Some of its searches write from C, past Python, where they would break what `--json` prints.
+    """
+    sys.stdout.flush()
+    libc = ctypes.CDLL(None)
+    libc.fflush(None)
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        libc.fflush(None)  # what C still holds back would come out later
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _fitting(program: _Program, made: npt.NDArray[np.bool_], prices: Floats) -> Ints:

@@ -48,7 +48,8 @@ class Price:
         return self.price > 0
 
     def __str__(self) -> str:
-        used = f"{self.constraint}: {self.used:,.10g} of {self.limit:,.10g} used"
+        digits = 0 if self.unit == "contacts" else 2
+        used = f"{self.constraint}: {self.used:,.{digits}f} of {self.limit:,.{digits}f} used"
         if not self.binds:
             return f"{used}; more of it is worth nothing."
         return f"{used}; {_ONE_MORE[self.unit]} is worth {self.price:.4g}."
@@ -84,6 +85,19 @@ class Prices:
                 if one.unit == unit and offer_id in total:
                     total[offer_id] += one.price
         return np.array(list(total.values()))
+
+    def charge(self, cost: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what making each offer uses up of everything scarce, as value.
+
+        ``per_contact + cost × per_currency``; an unknown cost matters only where money is scarce.
+
+        Parameters
+        ----------
+        cost: expected cost, customers × offers or one for each offer, in the shop's currency.
+        """
+        money = np.where(self.per_currency > 0, cost, 0.0) * self.per_currency
+        charged: npt.NDArray[Any] = self.per_contact + money
+        return charged
 
     def for_offers(self, offer_ids: Sequence[str]) -> Prices:
         """Return the same prices for other columns; an offer that no constraint names is free."""
@@ -129,7 +143,7 @@ def price_adjusted(
             got=str(value.shape[-1]),
             action="Use prices.for_offers",
         )
-    adjusted: npt.NDArray[Any] = value - (prices.per_contact + cost * prices.per_currency)
+    adjusted: npt.NDArray[Any] = value - prices.charge(cost)
     return adjusted
 
 
