@@ -346,7 +346,7 @@ def decide(
     """Decide for one customer or for all; recorded only with --record."""
     from nextbest import show
     from nextbest.project import Project
-    from nextbest.serve import batch, decisions, runtime
+    from nextbest.serve import batch, decisions, recording, runtime
 
     if explain and customer is None:
         raise UsageError("--explain", "it explains one decision", expected="--customer ID with it")
@@ -369,11 +369,14 @@ def decide(
             made = decisions.decide_for(
                 state, store, [customer], situation, [f"explain-{customer}"]
             )
-            found = decisions.record_of(state, made, 0, {}, "").record
+            answer, trace = recording.answer_of(made, 0), None
+            if explain:
+                moved = recording.contributions_of(state.shaper, answer)
+                trace = recording.explained(made, 0, moved)
             if json_:
-                _show({**found["answer"], "trace": found["trace"]} if explain else found["answer"])
+                _show({**answer, "trace": trace} if explain else answer)
             else:
-                show.out(*show.decision(found, explain=explain))
+                show.out(*show.decision(answer, trace))
             return
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
@@ -386,6 +389,32 @@ def decide(
     show.out(*show.batch(summary.to_dict()))
     if out is None and not record:
         print("Nothing was written; name a file with --out.")
+
+
+@app.command("replay")
+def replay_(
+    decision_id: Annotated[str, typer.Argument(help="Id of a recorded decision.")],
+    project: ProjectDir = HERE,
+    json_: Json = False,
+) -> None:
+    """Make a recorded decision again, and say what differs."""
+    from nextbest import show
+    from nextbest.project import Project
+    from nextbest.serve import runtime
+    from nextbest.serve.replay import replay
+
+    opened = Project.open(project)
+    store = runtime.open_store(opened.root)
+    try:
+        found = replay(opened.root, store, decision_id).to_dict()
+    finally:
+        store.close()
+    if json_:
+        _show(found)
+    else:
+        show.out(*show.replayed(found))
+    if found["verdict"] != "identical":
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
     from nextbest.decide.offers import Offer
 
-__all__ = ["answer", "funnel", "table", "trace"]
+__all__ = ["answer", "funnel", "selection", "table", "trace"]
 
 _WORDS = {
     b.INACTIVE: "it is switched off",
@@ -48,7 +48,7 @@ def _time(moment: datetime) -> str:
 
 def plain(value: Any) -> Any:
     """One value as JSON can hold it: unknown becomes None, times ISO 8601 in UTC."""
-    item = np.asarray(value).item() if not isinstance(value, str) else value
+    item = value if isinstance(value, str | float) else np.asarray(value).item()
     if isinstance(item, datetime):
         return _time(item)
     if isinstance(item, float) and not np.isfinite(item):
@@ -65,14 +65,19 @@ class _Case:
         self.known = bool(decisions.audience.known[row])
         self.one = decisions.audience.take([row])
         self.frame = Frame(self.one, decisions.catalogue, decisions.policy, decisions.situation)
+        self._numbers: dict[str, list[float]] = {}
 
     def fate(self, offer: int) -> tuple[str, str]:
         return self.of.policy.fates.names[self.of.fates[self.row, offer]]
 
     def number(self, name: str, offer: int) -> Any:
         """One of the numbers behind the priority, or None where it is unknown."""
-        values = np.broadcast_to(getattr(self.of.values, name), self.of.fates.shape)
-        return plain(values[self.row, offer])
+        if name not in self._numbers:
+            values = getattr(self.of.values, name)
+            own = values[self.row if len(values) > 1 else 0]
+            every = own if len(own) > 1 else np.repeat(own, self.of.fates.shape[1])
+            self._numbers[name] = every.tolist()
+        return plain(self._numbers[name][offer])
 
     @cached_property
     def counts(self) -> list[contact.Counts]:
@@ -487,30 +492,34 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
         "objective": decisions.policy.objective.text,
         "chosen": made,
         "no_offer_reasons": [] if made else [case.why_not(offer) for offer in every],
-        "selection": _selection(case),
+        "selection": {**selection(decisions, row), **_learnt(decisions)},
         "offers": offers,
     }
 
 
-def _selection(case: _Case) -> dict[str, Any]:
+def selection(decisions: Decisions, row: int) -> dict[str, Any]:
     """What the choice was drawn from; offers with a probability of 0 are left out.
 
     ``probabilities`` and ``no_offer`` are those of the first slot; ``end`` is the probability with
     which the answer ended after its last offer, where slots were left. Offers that a customer
     would have got without the holdout are under ``would_choose``.
     """
-    decisions, row = case.of, case.row
     ids = decisions.catalogue.offer_ids
     chances = decisions.probabilities[row]
-    told: dict[str, Any] = {
+    return {
         "arm": decisions.arm[row],
         "policy": decisions.policy.policy.tables.exploration.policy,
         "eligible": [ids[j] for j in np.flatnonzero(decisions.eligible[row])],
         "probabilities": {ids[j]: float(chances[j]) for j in np.flatnonzero(chances[:-1])},
         "no_offer": float(chances[-1]),
         "end": float(decisions.end_probability[row]),
-        "would_choose": [ids[j] for j in case.picked],
+        "would_choose": [ids[j] for j in decisions.would_choose[row] if j >= 0],
     }
+
+
+def _learnt(decisions: Decisions) -> dict[str, Any]:
+    """What was known of all customers' answers when the choice was made."""
+    told: dict[str, Any] = {}
     if decisions.offer_counts:
         told["offer_counts"] = {
             name: dict(vars(counts)) for name, counts in sorted(decisions.offer_counts.items())

@@ -24,7 +24,8 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
 from nextbest.serve.audience import Past, past_of
-from nextbest.serve.decisions import ATTEMPTS, counts_for, decide_for, record_of
+from nextbest.serve.decisions import ATTEMPTS, counts_for, decide_for
+from nextbest.serve.recording import record_of
 from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
 from nextbest.serve.store import HistoryChangedError, Store
@@ -232,7 +233,8 @@ class _Batch:
                 )
             new = [row for row, one in enumerate(decisions.decision_ids) if one not in kept]
             request = {"batch_id": self.batch_id}
-            records = [record_of(self.state, decisions, row, request, self.batch_id) for row in new]
+            shaper = self.state.shaper
+            records = [record_of(shaper, decisions, row, request, self.batch_id) for row in new]
             try:
                 self.store.record_decisions(records, past.rows([ids[row] for row in new]))
             except HistoryChangedError:

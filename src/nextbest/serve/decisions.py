@@ -16,18 +16,18 @@ from uuid import UUID
 from nextbest.decide.engine import Decisions, decide
 from nextbest.decide.explore import OfferCounts
 from nextbest.decide.frame import Situation, utc
-from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve.audience import Past, offer_counts, past_of
-from nextbest.serve.bundle import SCORES
 from nextbest.serve.problems import Problem, pointer
+from nextbest.serve.recording import explained, record_of
 from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest, DecisionRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
-__all__ = ["ATTEMPTS", "Decider", "counts_for", "decide_for", "new_decision_id", "record_of"]
+__all__ = ["ATTEMPTS", "Decider", "counts_for", "decide_for", "new_decision_id"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
@@ -75,62 +75,6 @@ def decide_for(
 def counts_for(state: State, store: Store | None) -> dict[str, OfferCounts]:
     """Count contacts and responses by offer, if the policy depends on them."""
     return offer_counts(store) if state.rules.tables.exploration.learns() else {}
-
-
-def record_of(
-    state: State,
-    decisions: Decisions,
-    row: int,
-    request: Mapping[str, Any],
-    request_hash: str,
-    idempotency_key: str | None = None,
-) -> DecisionRecord:
-    """Return what the store keeps of one decision: question, answer and trace."""
-    answer = _answer(state, decisions, row)
-    trace = decisions.trace(row)
-    offer_ids = tuple(offer["offer_id"] for offer in answer["offers"])
-    if not answer["fallback"]:
-        # Shapley values of the chosen offers: what the model saw in this customer.
-        trace["contributions"] = {
-            offer_id: state.shaper.contributions(answer["customer_id"], offer_id)
-            for offer_id in offer_ids
-        }
-    return DecisionRecord(
-        decision_id=answer["decision_id"],
-        customer_id=answer["customer_id"],
-        decided_at=utc(decisions.situation.decided_at),
-        channel=decisions.situation.channel,
-        arm=answer["arm"],
-        offer_ids=offer_ids,
-        record={"request": dict(request), "answer": answer, "trace": trace},
-        request_hash=request_hash,
-        idempotency_key=idempotency_key,
-    )
-
-
-def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
-    said = decisions.answer(row)
-    columns = decisions.audience.columns
-    scores = {name: plain(columns[name][row]) if name in columns else None for name in SCORES}
-    return {
-        "decision_id": said["decision_id"],
-        "customer_id": said["customer_id"],
-        "decided_at": said["decided_at"],
-        "channel": decisions.situation.channel,
-        "arm": said["arm"],
-        "fallback": not said["known_customer"],
-        "profile_stale": said["profile_stale"],
-        "offers": said["offers"],
-        "no_offer_reasons": said["no_offer_reasons"],
-        "scores": scores,
-        "versions": {
-            "models": state.bundle.model_versions,
-            "bundle": state.bundle.id,
-            "profiles_as_of": state.bundle.as_of.isoformat().replace("+00:00", "Z"),
-            "catalogue": state.offers.content_hash,
-            "policy": state.rules.content_hash,
-        },
-    }
 
 
 def situation_of(state: State, question: Question, decided_at: datetime) -> Situation:
@@ -239,7 +183,7 @@ class Decider:
             decisions = decide_for(state, store, customer_ids, situation, ids, past, counts)
         with self._metrics.stage("explain"):
             records = [
-                record_of(state, decisions, row, request, request_hash, key)
+                record_of(state.shaper, decisions, row, request, request_hash, key)
                 for row, key in enumerate(keys)
             ]
         seen = past.rows(customer_ids) if state.policy.limits else None
@@ -248,7 +192,12 @@ class Decider:
         if any(one.decision_id != own for one, own in zip(kept, ids, strict=True)):
             return self._repeated(question, request_hash, kept)  # another server was first
         self._count(state, records)
-        return [_shown(record.record, explain=question.explain) for record in records]
+        answers = [dict(record.record["answer"]) for record in records]
+        if question.explain:
+            for row, answer in enumerate(answers):
+                said = records[row].record["contributions"]
+                answer["trace"] = explained(decisions, row, said)
+        return answers
 
     def _counts(self, state: State, store: Store) -> dict[str, OfferCounts]:
         """Return the counts by offer, counted again after a minute or with a new policy."""
@@ -269,7 +218,11 @@ class Decider:
                 f'The idempotency_key "{question.idempotency_key}" was used for another request.',
                 errors=[{"pointer": "/idempotency_key", "detail": "Must be new."}],
             )
-        return [_shown(one.record, explain=question.explain) for one in same]
+        answers = [dict(one.record["answer"]) for one in same]
+        if question.explain:
+            for answer, one in zip(answers, same, strict=True):
+                answer["trace"] = trace_of(self._runtime.project_dir, one.record)[0]
+        return answers
 
     @contextmanager
     def _one_at_a_time(self, customer_ids: Sequence[str]) -> Iterator[None]:
@@ -284,10 +237,3 @@ class Decider:
         for record in records:
             offer = record.offer_ids[0] if record.offer_ids else "none"
             self._metrics.decisions.labels(record.arm, record.channel, offer).inc()
-
-
-def _shown(record: Mapping[str, Any], *, explain: bool) -> dict[str, Any]:
-    answer = dict(record["answer"])
-    if explain:
-        answer["trace"] = record["trace"]
-    return answer

@@ -18,6 +18,7 @@ from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, NextbestError, StoreError
+from nextbest.serve import archive
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
@@ -78,7 +79,7 @@ class State:
 def load_state(
     project_dir: Path, before: State | None = None, *, policy_file: Path | None = None
 ) -> State:
-    """Load and check the bundle, catalogue and policy of a project.
+    """Load and check the bundle, catalogue and policy of a project, and archive the latter two.
 
     Parameters
     ----------
@@ -98,6 +99,7 @@ def load_state(
         bundle = load_bundle(folder)
         _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
+    archive.keep(project_dir, catalogue, policy)
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
     return State(bundle, bound_catalogue, bound_policy, shaper)
 
