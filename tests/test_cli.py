@@ -67,9 +67,9 @@ def error(ran: Any) -> dict[str, Any]:
 
 def test_the_commands_are_these(cli: Run) -> None:
     assert sorted(commands()) == [
-        "check", "compare", "decide", "demo", "experiment plan", "experiment read", "features",
-        "init", "keys create", "keys list", "keys revoke", "promote", "refresh", "rollback",
-        "serve", "train",
+        "check", "compare", "decide", "demo", "evaluate", "experiment plan", "experiment read",
+        "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
+        "replay", "rollback", "serve", "train",
     ]  # fmt: skip
     ran = cli("--help")
     assert ran.code == 0

@@ -212,9 +212,17 @@ def _fates(offers: Iterable[Mapping[str, Any]]) -> Group:
             offer["offer_id"],
             *("–" if n is None else figure(n) for n in shown),
             offer["fate"]["step"],
-            offer["fate"]["reason"],
+            _because(offer),
         )
     return _titled("What became of each offer", table)
+
+
+def _because(offer: Mapping[str, Any]) -> str:
+    """Why an offer ended where it did; what has no numbers behind it is said in a word."""
+    step, reason = offer["fate"]["step"], offer["fate"]["reason"]
+    if step in ("candidate", "fallback", "chosen"):
+        return str(reason)
+    return str(offer["why"]) if reason == step else f"{reason}: {offer['why']}"
 
 
 def experiment(found: Reading) -> Iterator[Any]:

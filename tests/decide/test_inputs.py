@@ -121,9 +121,9 @@ def test_what_was_learnt_and_stopped_is_kept() -> None:
 @pytest.mark.parametrize("change", ["propensity", "columns", "contacts", "decision_id"])
 def test_other_inputs_give_another_decision(change: str) -> None:
     """What the round trip holds equal would differ if any of these were lost."""
+    events = [(str(i), "a", "mail", "2017-12-09", "contact") for i in range(40)]
     people = audience([[0.5, 0.4, 0.3]] * 40, {"spend": np.arange(40) * 1.0},
-                      contacts=history(*((str(i), "a", "mail", "2017-12-09", "contact")
-                                         for i in range(40)), n=40, ids=["a", "b", "c"]))  # fmt: skip
+                      contacts=history(*events, n=40, ids=["a", "b", "c"]))  # fmt: skip
     rules = policy(
         contact={"caps": [{"name": "week", "at_most": 1, "days": 7, "per": "offer"}]},
         **exploring("epsilon"),

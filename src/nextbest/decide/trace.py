@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -311,18 +312,8 @@ class _Case:
     def why_not(self, offer: int) -> str:
         """One line on why the offer is not made."""
         last = self.steps(offer)[-1]
-        what = last.get("reason", "")
-        if last["step"] == "contact_policy":
-            what = next(rule["reason"] for rule in last["rules"] if not rule["passed"])
-        elif last["step"] in STEPS:
-            rule = next(rule for rule in last["rules"] if not rule["passed"])
-            clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-            seen = ", ".join(f"{name} = {_shown(v)}" for name, v in clause["values"].items())
-            title = f'"{rule["rule"]}", ' if rule["rule"] != last["step"] else ""
-            what = f"{title}{clause['clause']} is {clause['outcome']}"
-            what += f" ({seen})" if seen else ""
         step = last["step"].replace("_", " ")
-        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {what}"
+        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {_why(last)}"
 
     def _within(self, details: Offer) -> str:
         """How long the customer can respond: the offer's window, or less where it ends before."""
@@ -402,6 +393,20 @@ def _lost(fate: tuple[str, str]) -> dict[str, Any]:
     return {"step": fate[0], "passed": False, "reason": _WORDS[fate]}
 
 
+def _why(step: Mapping[str, Any]) -> str:
+    """One line on how a step came out; of several rules the first that failed."""
+    if step["step"] == "contact_policy":
+        return str(next(rule["reason"] for rule in step["rules"] if not rule["passed"]))
+    if step["step"] not in STEPS:
+        return str(step["reason"])
+    rule = next(rule for rule in step["rules"] if not rule["passed"])
+    clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
+    seen = ", ".join(f"{name} = {_shown(v)}" for name, v in clause["values"].items())
+    title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
+    said = f"{title}{clause['clause']} is {clause['outcome']}"
+    return f"{said} ({seen})" if seen else said
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "unknown"
@@ -464,12 +469,14 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
     offers = []
     for offer, details in enumerate(decisions.catalogue.catalogue.offers):
         step, reason = case.fate(offer)
+        steps = case.steps(offer)
         offers.append(
             {
                 "offer_id": details.id,
                 "name": details.name,
                 "fate": {"step": step, "reason": reason},
-                "steps": case.steps(offer),
+                "why": _why(steps[-1]),
+                "steps": steps,
                 "numbers": case.numbers(offer),
                 "expressions": case.expressions(offer),
             }
