@@ -218,11 +218,12 @@ def _fates(offers: Iterable[Mapping[str, Any]]) -> Group:
 
 
 def _because(offer: Mapping[str, Any]) -> str:
-    """Why an offer ended where it did; what has no numbers behind it is said in a word."""
-    step, reason = offer["fate"]["step"], offer["fate"]["reason"]
+    """Why an offer ended where it did, in a line."""
+    step, reason, why = offer["fate"]["step"], offer["fate"]["reason"], offer["why"]
     if step in ("candidate", "fallback", "chosen"):
         return str(reason)
-    return str(offer["why"]) if reason == step else f"{reason}: {offer['why']}"
+    # Of the contact policy's reasons only the name of the limit tells which it was.
+    return f"{reason}: {why}" if step == "contact_policy" else str(why)
 
 
 def experiment(found: Reading) -> Iterator[Any]:

@@ -243,6 +243,18 @@ def test_a_tampered_record_is_detected(
     assert where in {difference.where for difference in found.differences}
 
 
+def test_a_contact_that_was_taken_out_of_the_log_is_detected(
+    project: Path, recorded: dict[str, Any]
+) -> None:
+    with sqlite3.connect(project / ".nextbest" / "store.db") as database:
+        where = "where decision_id = ? and rank = 1"
+        database.execute(f"delete from contacts {where}", [recorded["decision_id"]])
+    (difference,) = again(project, recorded["decision_id"]).differences
+    made = [offer["offer_id"] for offer in recorded["offers"]]
+    assert (difference.stored, difference.rebuilt) == (made[1:], made)
+    assert difference.where == "record.contacts"
+
+
 def test_the_last_bit_of_a_number_counts(project: Path, recorded: dict[str, Any]) -> None:
     before = recorded["offers"][0]["priority"]
     nudged = before * (1 + 2**-52)

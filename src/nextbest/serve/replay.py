@@ -99,7 +99,7 @@ def replay(project_dir: Path, store: Store, decision_id: str) -> Replay:
     except NotFoundError as error:
         return Replay(decision_id, missing=tuple(str(fault) for fault in error.faults))
     differences = [
-        *_compare("record", _row(stored), _row_of(made)),
+        *_compare("record", *_filed(store, stored, made)),
         *_compare("answer", record["answer"], made.answer),
         *_compare("selection", record["selection"], made.selection),
         *_compare("request", *_asked(record)),
@@ -189,12 +189,24 @@ def _rescored(shaper: Shaper, inputs: Mapping[str, Any]) -> Iterator[Difference]
     yield from _compare("profile", stored, rebuilt)
 
 
-def _row(stored: StoredDecision) -> dict[str, str]:
-    return {"decision_id": stored.decision_id, "customer_id": stored.customer_id}
-
-
-def _row_of(made: _Remade) -> dict[str, str]:
-    return {name: made.answer[name] for name in ("decision_id", "customer_id")}
+def _filed(
+    store: Store, stored: StoredDecision, made: _Remade
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Under what the store filed the decision, and what it logged as contacts."""
+    _, contacts = store.chosen([stored.decision_id])[stored.decision_id]
+    answer = made.answer
+    return (
+        {
+            "decision_id": stored.decision_id,
+            "customer_id": stored.customer_id,
+            "contacts": list(contacts),
+        },
+        {
+            "decision_id": answer["decision_id"],
+            "customer_id": answer["customer_id"],
+            "contacts": [offer["offer_id"] for offer in answer["offers"]],
+        },
+    )
 
 
 def _asked(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
