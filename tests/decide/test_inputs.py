@@ -54,7 +54,11 @@ def test_a_decision_made_again_from_its_inputs_is_the_same_in_every_arm(
         for name in DRAWN:
             assert getattr(alone, name).tobytes() == getattr(batch, name)[i : i + 1].tobytes(), name
         assert json.dumps(alone.answer(0)) == json.dumps(batch.answer(i))
-        assert json.dumps(alone.trace(0)) == json.dumps(batch.trace(i))
+        trace = batch.trace(i)
+        assert json.dumps(alone.trace(0)) == json.dumps(trace)
+        for reason, told in zip(batch.answer(i)["no_offer_reasons"], trace["offers"], strict=False):
+            step = told["steps"][-1]["step"].replace("_", " ")
+            assert reason == f"offer {told['offer_id']}: {step}: {told['why']}"
 
 
 def test_every_kind_of_value_comes_back_as_it_was() -> None:

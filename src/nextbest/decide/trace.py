@@ -311,9 +311,22 @@ class _Case:
 
     def why_not(self, offer: int) -> str:
         """One line on why the offer is not made."""
-        last = self.steps(offer)[-1]
+        last = self._last(offer)
         step = last["step"].replace("_", " ")
         return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {_why(last)}"
+
+    def _last(self, offer: int) -> dict[str, Any]:
+        """The last of the offer's steps; a decision that makes no offer asks for nothing more."""
+        step, _ = fate = self.fate(offer)
+        if step in STEPS:
+            return self.rules(step, offer)
+        ways = {
+            "candidate": self.candidate,
+            "contact_policy": self.contact_policy,
+            "value": self.value,
+            "arbitration": self.arbitration,
+        }
+        return ways[step](offer) if step in ways else _lost(fate)
 
     def _within(self, details: Offer) -> str:
         """How long the customer can respond: the offer's window, or less where it ends before."""
