@@ -356,10 +356,10 @@ def decide(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Decide for one customer or for all; recorded only with --record."""
+    """Decide for one customer or for all; --record keeps it."""
     from nextbest import show
     from nextbest.project import Project
-    from nextbest.serve import batch, decisions, runtime
+    from nextbest.serve import batch, decisions, recording, runtime
 
     if explain and customer is None:
         raise UsageError("--explain", "it explains one decision", expected="--customer ID with it")
@@ -390,11 +390,15 @@ def decide(
                 state, store, [customer], situation, [f"explain-{customer}"],
                 prices=state.prices_for(situation),
             )  # fmt: skip
-            found = decisions.record_of(state, made, 0, {}, "").record
+            names, fault = state.bundle.score_names, state.ignored_prices(made)
+            answer, trace = recording.answer_of(made, 0, names, fault), None
+            if explain:
+                moved = recording.contributions_of(state.shaper, answer)
+                trace = recording.explained(made, 0, moved)
             if json_:
-                _show({**found["answer"], "trace": found["trace"]} if explain else found["answer"])
+                _show({**answer, "trace": trace} if explain else answer)
             else:
-                show.out(*show.decision(found, explain=explain))
+                show.out(*show.decision(answer, trace))
             return
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
@@ -454,6 +458,32 @@ def _compare_policies(
     show.out(*show.shifted(facts))
     if html is not None:
         print(f"Written to {html}: the same with charts, in one file.")
+
+
+@app.command("replay")
+def replay_(
+    decision_id: Annotated[str, typer.Argument(help="Id of a recorded decision.")],
+    project: ProjectDir = HERE,
+    json_: Json = False,
+) -> None:
+    """Make a recorded decision again, and say what differs."""
+    from nextbest import show
+    from nextbest.project import Project
+    from nextbest.serve import runtime
+    from nextbest.serve.replay import replay
+
+    opened = Project.open(project)
+    store = runtime.open_store(opened.root)
+    try:
+        found = replay(opened.root, store, decision_id).to_dict()
+    finally:
+        store.close()
+    if json_:
+        _show(found)
+    else:
+        show.out(*show.replayed(found))
+    if found["verdict"] != "identical":
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Every table fits into 80 columns: names are never broken, and only the last colu
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -210,9 +211,8 @@ def _limits(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"- {price['in_words']}"
 
 
-def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
-    """Show one decision: the offers made and why, and with ``explain`` every offer's fate."""
-    answer = record["answer"]
+def decision(answer: Mapping[str, Any], trace: Mapping[str, Any] | None) -> Iterator[Any]:
+    """Show one decision: the offers made and why, and with its trace every offer's fate."""
     yield f"Customer {answer['customer_id']}, {answer['decided_at']}, channel {answer['channel']}"
     scores = {k: v for k, v in answer["scores"].items() if v is not None}
     if scores:
@@ -230,12 +230,32 @@ def decision(record: Mapping[str, Any], *, explain: bool) -> Iterator[Any]:
         )
         for reason in offer["reasons"]:
             yield f"   - {reason}"
+        if trace and offer["offer_id"] in trace["because"]:
+            yield f"   - propensity {trace['because'][offer['offer_id']]}"
     if not answer["offers"]:
         yield "No offer."
         for reason in answer["no_offer_reasons"]:
             yield f"   - {reason}"
-    if explain:
-        yield _fates(record["trace"]["offers"])
+    if trace:
+        yield _fates(trace["offers"])
+
+
+def replayed(found: Mapping[str, Any]) -> Iterator[Any]:
+    """Show whether a decision came out as it was recorded, and else every value that did not."""
+    yield f"Decision {found['decision_id']}: {found['verdict']}."
+    for fault in found["missing"]:
+        yield f"   - {fault}"
+    if found["scores"]:
+        yield f"Scores: {found['scores']}."
+    if found["differences"]:
+        table = _table("value", "recorded", "made again")
+        for one in found["differences"]:
+            table.add_row(one["where"], _json(one["stored"]), _json(one["rebuilt"]))
+        yield _titled("What differs", table)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _fates(offers: Iterable[Mapping[str, Any]]) -> Group:
@@ -248,9 +268,18 @@ def _fates(offers: Iterable[Mapping[str, Any]]) -> Group:
             offer["offer_id"],
             *("–" if n is None else figure(n) for n in shown),
             offer["fate"]["step"],
-            offer["fate"]["reason"],
+            _because(offer),
         )
     return _titled("What became of each offer", table)
+
+
+def _because(offer: Mapping[str, Any]) -> str:
+    """Why an offer ended where it did, in a line."""
+    step, reason, why = offer["fate"]["step"], offer["fate"]["reason"], offer["why"]
+    if step in ("candidate", "fallback", "chosen"):
+        return str(reason)
+    # Of the contact policy's reasons only the name of the limit tells which it was.
+    return f"{reason}: {why}" if step == "contact_policy" else str(why)
 
 
 def experiment(found: Reading) -> Iterator[Any]:

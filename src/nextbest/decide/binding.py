@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -118,6 +119,23 @@ class BoundPolicy:
     fallback: npt.NDArray[np.intp]
     by_id: npt.NDArray[np.intp]
     fates: Fates
+
+    @cached_property
+    def columns_read(self) -> frozenset[str]:
+        """Names of all columns that the catalogue or the policy reads, on any channel."""
+        rules = [named.rule for named in (*self.rules, *self.catalogue.rules)]
+        rules += [rule for _, rule, _ in self.context_weights]
+        formulas = [self.objective]
+        for amount in self.catalogue.amounts.values():
+            formulas += [formula for formula, _ in amount.formulas]
+        if self.retention is not None:
+            formulas += [self.retention.churn_probability, self.retention.clv]
+        if self.ceiling is not None:
+            formulas.append(self.ceiling.clv)
+        consent = [name for name in self.consent_columns.values() if name is not None]
+        return frozenset(consent).union(
+            *(rule.columns for rule in rules), *(formula.columns for formula in formulas)
+        )
 
 
 def bind(

@@ -25,6 +25,7 @@ __all__ = [
     "Weekday",
     "consent",
     "count",
+    "counted",
     "reason",
 ]
 
@@ -347,6 +348,17 @@ def count(
             named = offer >= 0
             own = _tally(customer[named], offer[named], n_customers, n_offers)
         yield Counts(limit, counted, pool, own)
+
+
+def counted(
+    limits: Sequence[Limit], history: ContactHistory, *, channel: str, decided_at: np.datetime64
+) -> npt.NDArray[np.intp]:
+    """Return the positions of the events that any limit of this channel counts."""
+    found = np.zeros(len(history.customer), dtype=bool)
+    for limit in limits:
+        if len(found) and limit.applies_to(channel):
+            found[_counted_events(limit, history, channel, decided_at)] = True
+    return np.flatnonzero(found)
 
 
 def _tally(customer: Ints, at: Ints, n_customers: int, n_pools: int) -> Ints:

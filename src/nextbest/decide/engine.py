@@ -168,6 +168,10 @@ class Decisions:
         """Every offer's fate at every step for one customer, JSON-able."""
         return trace.trace(self, row)
 
+    def selection(self, row: int) -> dict[str, Any]:
+        """What one choice was drawn from, with its probabilities, JSON-able."""
+        return trace.selection(self, row)
+
     def table(self) -> dict[str, npt.NDArray[Any]]:
         """All decisions as columns, one row per offer made (or per decision that makes none)."""
         return trace.table(self)

@@ -40,6 +40,7 @@ from nextbest.decide.tomlfile import (
     place,
     read_toml,
     time_zone,
+    toml_of,
 )
 from nextbest.errors import ConfigError, Fault, RuleError, did_you_mean
 
@@ -222,6 +223,11 @@ class Catalogue:
     def to_dict(self) -> list[dict[str, Any]]:
         """All offers as JSON-able dictionaries."""
         return [offer.model_dump(mode="json") for offer in self.offers]
+
+    def to_toml(self) -> str:
+        """Write the catalogue as a file of the same content hash; defaults are filled in."""
+        offers = [o.model_dump(exclude_unset=True, exclude_none=True) for o in self.offers]
+        return toml_of({"assumptions": dict(self.assumptions), "offers": offers})
 
     def place(self, offer: Offer, field: str) -> str:
         """Say where a field of an offer stands: with the offer, in the table or ``[defaults]``."""

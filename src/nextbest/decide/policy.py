@@ -38,6 +38,7 @@ from nextbest.decide.tomlfile import (
     place,
     read_toml,
     time_zone,
+    toml_of,
 )
 from nextbest.errors import ConfigError, Fault, did_you_mean
 
@@ -396,6 +397,10 @@ class Policy:
         if tables is None or faults:
             raise ConfigError(faults=list(dict.fromkeys(faults)))
         return cls(where, tables, content_hash(tables.model_dump(mode="json")))
+
+    def to_toml(self) -> str:
+        """Write the policy as a file of the same content hash; comments and layout are lost."""
+        return toml_of(self.tables.model_dump(exclude_unset=True, exclude_none=True))
 
     @property
     def decide_as_of(self) -> datetime | None:

@@ -27,6 +27,7 @@ __all__ = [
     "place",
     "read_toml",
     "time_zone",
+    "toml_of",
 ]
 
 
@@ -80,6 +81,35 @@ def read_toml(path: Path) -> dict[str, Any]:
             expected="valid TOML",
             got=what.lower(),
         ) from None
+
+
+def toml_of(table: Mapping[str, Any]) -> str:
+    """Write a table as TOML that `read_toml` reads back: one field a line, lists item by item."""
+    lines = []
+    for name, value in table.items():
+        if isinstance(value, list | tuple) and value:
+            items = "".join(f"  {_toml(item)},\n" for item in value)
+            lines.append(f"{_quoted(name)} = [\n{items}]\n")
+        else:
+            lines.append(f"{_quoted(name)} = {_toml(value)}\n")
+    return "".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_quoted(n)} = {_toml(v)}" for n, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    # JSON and TOML escape alike, but for the one control character that JSON leaves alone.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def finite(value: Any) -> float | None:

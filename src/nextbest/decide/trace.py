@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
     from nextbest.decide.offers import Offer
 
-__all__ = ["answer", "funnel", "table", "trace"]
+__all__ = ["answer", "funnel", "selection", "table", "trace"]
 
 _WORDS = {
     b.INACTIVE: "it is switched off",
@@ -51,7 +52,7 @@ def _time(moment: datetime) -> str:
 
 def plain(value: Any) -> Any:
     """One value as JSON can hold it: unknown becomes None, times ISO 8601 in UTC."""
-    item = np.asarray(value).item() if not isinstance(value, str) else value
+    item = value if isinstance(value, str | float) else np.asarray(value).item()
     if isinstance(item, datetime):
         return _time(item)
     if isinstance(item, float) and not np.isfinite(item):
@@ -68,14 +69,19 @@ class _Case:
         self.known = bool(decisions.audience.known[row])
         self.one = decisions.audience.take([row])
         self.frame = Frame(self.one, decisions.catalogue, decisions.policy, decisions.situation)
+        self._numbers: dict[str, list[float]] = {}
 
     def fate(self, offer: int) -> tuple[str, str]:
         return self.of.policy.fates.names[self.of.fates[self.row, offer]]
 
     def number(self, name: str, offer: int) -> Any:
         """One of the numbers behind the priority, or None where it is unknown."""
-        values = np.broadcast_to(getattr(self.of.values, name), self.of.fates.shape)
-        return plain(values[self.row, offer])
+        if name not in self._numbers:
+            values = getattr(self.of.values, name)
+            own = values[self.row if len(values) > 1 else 0]
+            every = own if len(own) > 1 else np.repeat(own, self.of.fates.shape[1])
+            self._numbers[name] = every.tolist()
+        return plain(self._numbers[name][offer])
 
     @cached_property
     def counts(self) -> list[contact.Counts]:
@@ -356,19 +362,22 @@ class _Case:
 
     def why_not(self, offer: int) -> str:
         """One line on why the offer is not made."""
-        last = self.steps(offer)[-1]
-        what = last.get("reason", "")
-        if last["step"] == "contact_policy":
-            what = next(rule["reason"] for rule in last["rules"] if not rule["passed"])
-        elif last["step"] in STEPS:
-            rule = next(rule for rule in last["rules"] if not rule["passed"])
-            clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-            seen = ", ".join(f"{name} = {_shown(v)}" for name, v in clause["values"].items())
-            title = f'"{rule["rule"]}", ' if rule["rule"] != last["step"] else ""
-            what = f"{title}{clause['clause']} is {clause['outcome']}"
-            what += f" ({seen})" if seen else ""
+        last = self._last(offer)
         step = last["step"].replace("_", " ")
-        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {what}"
+        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {_why(last)}"
+
+    def _last(self, offer: int) -> dict[str, Any]:
+        """The last of the offer's steps; a decision that makes no offer asks for nothing more."""
+        step, _ = fate = self.fate(offer)
+        if step in STEPS:
+            return self.rules(step, offer)
+        ways = {
+            "candidate": self.candidate,
+            "contact_policy": self.contact_policy,
+            "value": self.value,
+            "arbitration": self.arbitration,
+        }
+        return ways[step](offer) if step in ways else _lost(fate)
 
     def _within(self, details: Offer) -> str:
         """How long the customer can respond: the offer's window, or less where it ends before."""
@@ -454,6 +463,20 @@ def _lost(fate: tuple[str, str]) -> dict[str, Any]:
     return {"step": fate[0], "passed": False, "reason": _WORDS[fate]}
 
 
+def _why(step: Mapping[str, Any]) -> str:
+    """One line on how a step came out; of several rules the first that failed."""
+    if step["step"] == "contact_policy":
+        return str(next(rule["reason"] for rule in step["rules"] if not rule["passed"]))
+    if step["step"] not in STEPS:
+        return str(step["reason"])
+    rule = next(rule for rule in step["rules"] if not rule["passed"])
+    clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
+    seen = ", ".join(f"{name} = {_shown(v)}" for name, v in clause["values"].items())
+    title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
+    said = f"{title}{clause['clause']} is {clause['outcome']}"
+    return f"{said} ({seen})" if seen else said
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "unknown"
@@ -516,12 +539,14 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
     offers = []
     for offer, details in enumerate(decisions.catalogue.catalogue.offers):
         step, reason = case.fate(offer)
+        steps = case.steps(offer)
         offers.append(
             {
                 "offer_id": details.id,
                 "name": details.name,
                 "fate": {"step": step, "reason": reason},
-                "steps": case.steps(offer),
+                "why": _why(steps[-1]),
+                "steps": steps,
                 "numbers": case.numbers(offer),
                 "expressions": case.expressions(offer),
             }
@@ -545,30 +570,34 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
         "objective": decisions.policy.objective.text,
         "chosen": made,
         "no_offer_reasons": [] if made else [case.why_not(offer) for offer in every],
-        "selection": _selection(case),
+        "selection": {**selection(decisions, row), **_learnt(decisions)},
         "offers": offers,
     }
 
 
-def _selection(case: _Case) -> dict[str, Any]:
+def selection(decisions: Decisions, row: int) -> dict[str, Any]:
     """What the choice was drawn from; offers with a probability of 0 are left out.
 
     ``probabilities`` and ``no_offer`` are those of the first slot; ``end`` is the probability with
     which the answer ended after its last offer, where slots were left. Offers that a customer
     would have got without the holdout are under ``would_choose``.
     """
-    decisions, row = case.of, case.row
     ids = decisions.catalogue.offer_ids
     chances = decisions.probabilities[row]
-    told: dict[str, Any] = {
+    return {
         "arm": decisions.arm[row],
         "policy": decisions.policy.policy.tables.exploration.policy,
         "eligible": [ids[j] for j in np.flatnonzero(decisions.eligible[row])],
         "probabilities": {ids[j]: float(chances[j]) for j in np.flatnonzero(chances[:-1])},
         "no_offer": float(chances[-1]),
         "end": float(decisions.end_probability[row]),
-        "would_choose": [ids[j] for j in case.picked],
+        "would_choose": [ids[j] for j in decisions.would_choose[row] if j >= 0],
     }
+
+
+def _learnt(decisions: Decisions) -> dict[str, Any]:
+    """What was known of all customers' answers when the choice was made."""
+    told: dict[str, Any] = {}
     if decisions.offer_counts:
         told["offer_counts"] = {
             name: dict(vars(counts)) for name, counts in sorted(decisions.offer_counts.items())

@@ -28,6 +28,7 @@ from nextbest.serve.openapi import answers, install, takes
 from nextbest.serve.parsing import parse, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
+from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime
 from nextbest.serve.schemas import (
     BatchAnswer,
@@ -199,11 +200,13 @@ def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _
         found = store.decision(decision_id)
         if found is None:
             raise Problem("unknown-decision", f'There is no decision "{decision_id}".')
+        trace, missing = trace_of(runtime.project_dir, found.record)
         return _json(
             {
                 "request": found.record["request"],
                 "decision": found.record["answer"],
-                "trace": found.record["trace"],
+                "trace": trace,
+                "missing": missing or None,
                 "outcomes": [_outcome(one) for one in store.outcomes(decision_id=decision_id)],
             }
         )

@@ -23,8 +23,9 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
 from nextbest.serve.audience import Past, past_of
-from nextbest.serve.decisions import ATTEMPTS, decide_for, record_of
+from nextbest.serve.decisions import ATTEMPTS, decide_for
 from nextbest.serve.learnt import Learnt, learnt_of
+from nextbest.serve.recording import record_of
 from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
 from nextbest.serve.scarcity import StoredPrices, write_prices

@@ -203,14 +203,18 @@ def current_id(serving_dir: Path) -> str:
         ) from None
 
 
-def load_bundle(serving_dir: Path) -> Bundle:
-    """Read the bundle in use and check every file, hash and golden prediction in it.
+def load_bundle(serving_dir: Path, bundle_id: str | None = None) -> Bundle:
+    """Read a bundle and check every file, hash and golden prediction in it.
+
+    Parameters
+    ----------
+    bundle_id : which one; None for the one in use.
 
     Raises
     ------
     ArtifactError : what is missing, damaged, unexpected or scores otherwise than when it was made.
     """
-    bundle_id = current_id(serving_dir)
+    bundle_id = bundle_id or current_id(serving_dir)
     return _load(serving_dir / bundle_id, bundle_id)
 
 

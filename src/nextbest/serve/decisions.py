@@ -9,18 +9,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from nextbest.decide.engine import Decisions, Ration, decide
 from nextbest.decide.frame import Situation, utc
-from nextbest.decide.trace import plain
 from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve.audience import Past, past_of
 from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.problems import Problem, pointer
-from nextbest.serve.records import DecisionRecord, Stake, StoredDecision
+from nextbest.serve.recording import explained, record_of
+from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest, DecisionRequest
 from nextbest.serve.store import HistoryChangedError, Store
@@ -29,7 +30,7 @@ from nextbest.serve.telemetry import Metrics
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
-__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id", "record_of"]
+__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
@@ -87,100 +88,6 @@ def decide_for(
         prices=prices,
         ration=ration,
     )
-
-
-def record_of(
-    state: State,
-    decisions: Decisions,
-    row: int,
-    request: Mapping[str, Any],
-    request_hash: str,
-    idempotency_key: str | None = None,
-    batch: str | None = None,
-) -> DecisionRecord:
-    """Return what the store keeps of one decision: question, answer and trace."""
-    answer = _answer(state, decisions, row)
-    trace = decisions.trace(row)
-    offer_ids = tuple(offer["offer_id"] for offer in answer["offers"])
-    if not answer["fallback"]:
-        # Shapley values of the chosen offers: what the model saw in this customer.
-        trace["contributions"] = {
-            offer_id: state.shaper.contributions(answer["customer_id"], offer_id)
-            for offer_id in offer_ids
-        }
-    return DecisionRecord(
-        decision_id=answer["decision_id"],
-        customer_id=answer["customer_id"],
-        decided_at=utc(decisions.situation.decided_at),
-        channel=decisions.situation.channel,
-        arm=answer["arm"],
-        offer_ids=offer_ids,
-        record={"request": dict(request), "answer": answer, "trace": trace},
-        request_hash=request_hash,
-        idempotency_key=idempotency_key,
-        stakes=_stakes(decisions, row),
-        batch=batch,
-    )
-
-
-def _stakes(decisions: Decisions, row: int) -> tuple[Stake, ...]:
-    """What the contact log keeps of each offer made, to learn from it later."""
-    stakes = []
-    for slot, offer in enumerate(decisions.chosen[row]):
-        if offer < 0:
-            break
-        days = decisions.catalogue.catalogue.offers[offer].response_window_days
-        at = utc(decisions.situation.decided_at)
-        stake = Stake(
-            propensity=plain(decisions.audience.propensity[row, offer]),
-            window_ends_at=None if days is None else at + timedelta(days=days),
-            loss_if_ignored=plain(decisions.losses.ignored[row, slot]),
-            loss_if_answered=plain(decisions.losses.answered[row, slot]),
-        )
-        stakes.append(stake)
-    return tuple(stakes)
-
-
-def _answer(state: State, decisions: Decisions, row: int) -> dict[str, Any]:
-    said = decisions.answer(row)
-    columns = decisions.audience.columns
-    names = state.bundle.score_names
-    scores = {name: plain(columns[name][row]) if name in columns else None for name in names}
-    return {
-        "decision_id": said["decision_id"],
-        "customer_id": said["customer_id"],
-        "decided_at": said["decided_at"],
-        "channel": decisions.situation.channel,
-        "arm": said["arm"],
-        "fallback": not said["known_customer"],
-        "profile_stale": said["profile_stale"],
-        "offers": said["offers"],
-        "no_offer_reasons": said["no_offer_reasons"],
-        "scores": scores,
-        **_ignored_prices(state, decisions),
-        "versions": {
-            "models": state.bundle.model_versions,
-            "bundle": state.bundle.id,
-            "profiles_as_of": state.bundle.as_of.isoformat().replace("+00:00", "Z"),
-            "catalogue": state.offers.content_hash,
-            "policy": state.rules.content_hash,
-            **_prices_version(state, decisions),
-        },
-    }
-
-
-def _prices_version(state: State, decisions: Decisions) -> dict[str, str]:
-    """Name the scarcity prices that decided, where any did."""
-    stored = state.prices.get(decisions.situation.channel)
-    if stored is None or decisions.prices is not stored.prices:
-        return {}
-    return {"prices": stored.content_hash}
-
-
-def _ignored_prices(state: State, decisions: Decisions) -> dict[str, str]:
-    """Say why the stored scarcity prices did not decide, where there are any and they did not."""
-    fault = None if decisions.prices is not None else state.prices_fault(decisions.situation)
-    return {} if fault is None else {"prices_ignored": fault}
 
 
 def situation_of(state: State, question: Question, decided_at: datetime) -> Situation:
@@ -301,7 +208,12 @@ class Decider:
         if any(one.decision_id != own for one, own in zip(kept, ids, strict=True)):
             return self._repeated(question, request_hash, kept)  # another server was first
         self._count(state, records)
-        return [_shown(record.record, explain=question.explain) for record in records]
+        answers = [dict(record.record["answer"]) for record in records]
+        if question.explain:
+            for row, answer in enumerate(answers):
+                said = records[row].record["contributions"]
+                answer["trace"] = explained(decisions, row, said)
+        return answers
 
     def _learnt(self, state: State, store: Store, at: datetime) -> Learnt:
         """Return how offers have done, counted again after a minute or with a new policy."""
@@ -323,7 +235,11 @@ class Decider:
                 f'The idempotency_key "{question.idempotency_key}" was used for another request.',
                 errors=[{"pointer": "/idempotency_key", "detail": "Must be new."}],
             )
-        return [_shown(one.record, explain=question.explain) for one in same]
+        answers = [dict(one.record["answer"]) for one in same]
+        if question.explain:
+            for answer, one in zip(answers, same, strict=True):
+                answer["trace"] = trace_of(self._runtime.project_dir, one.record)[0]
+        return answers
 
     @contextmanager
     def _one_at_a_time(self, customer_ids: Sequence[str]) -> Iterator[None]:
@@ -338,10 +254,3 @@ class Decider:
         for record in records:
             offer = record.offer_ids[0] if record.offer_ids else "none"
             self._metrics.decisions.labels(record.arm, record.channel, offer).inc()
-
-
-def _shown(record: Mapping[str, Any], *, explain: bool) -> dict[str, Any]:
-    answer = dict(record["answer"])
-    if explain:
-        answer["trace"] = record["trace"]
-    return answer

@@ -106,6 +106,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             },
             "decision": _DECISION,
             "trace": _TRACE,
+            "missing": None,
             "outcomes": [_STORED_OUTCOME],
         }
     },

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextbest.decide.binding import BoundPolicy, bind
+from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
+from nextbest.serve import archive
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
@@ -101,6 +103,10 @@ class State:
             budgets.prices_valid_days,
         )
 
+    def ignored_prices(self, decisions: Decisions) -> str | None:
+        """Say why stored prices did not decide; None where they did, or there are none."""
+        return None if decisions.prices is not None else self.prices_fault(decisions.situation)
+
     def is_stale(self, moment: datetime) -> bool:
         """Tell whether the profiles are older than the policy's freshness limit."""
         limit = self.rules.tables.profiles.freshness_limit_days
@@ -111,7 +117,7 @@ class State:
 def load_state(
     project_dir: Path, before: State | None = None, *, policy_file: Path | None = None
 ) -> State:
-    """Load and check the bundle, catalogue and policy of a project.
+    """Load and check the bundle, catalogue and policy of a project, and archive the latter two.
 
     Parameters
     ----------
@@ -132,6 +138,7 @@ def load_state(
     catalogue, policy = load_serving(project_dir / "serving", policy_file, bundle.offers)
     _require_contacts(bundle, policy)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
+    archive.keep(project_dir, catalogue, policy)
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
     try:
         prices, damage = read_prices(folder), None

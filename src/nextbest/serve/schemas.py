@@ -287,7 +287,10 @@ class StoredDecisionAnswer(_Answer):
 
     request: dict[str, Any]
     decision: DecisionAnswer
-    trace: dict[str, Any]
+    trace: dict[str, Any] | None = Field(
+        description="Made again from the record; null where something for that is missing."
+    )
+    missing: str | None = Field(description="What is missing to make the trace again.")
     outcomes: list[StoredOutcome]
 
 
