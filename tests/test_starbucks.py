@@ -208,7 +208,7 @@ def test_the_propensity_is_learnt_from_earlier_waves_and_beats_its_baseline(trai
 
 
 def test_expected_profit_beats_random_and_completion_times_reward(judged):
-    # On all 17,000 people, when written: @full@.
+    # When written: 3.6 and 4.9 a head on a quarter of the people, 2.9 and 3.7 on half of them.
     log, policies = judged
     ours = policies["engine"]
     assert ours[:, -1].max() == 0  # every offer pays here: nobody is left without

@@ -344,7 +344,7 @@ def decide(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Decide for one customer or for all; recorded only with --record."""
+    """Decide for one customer or for all; --record keeps it."""
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import batch, decisions, runtime

@@ -27,7 +27,7 @@ def simulate(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Simulate a shop with known truth, and what policies really earn in it."""
+    """Simulate a shop in which what policies earn is known."""
     from nextbest import show
     from nextbest.simulate import Shop, world_of, write_project
 

@@ -27,7 +27,7 @@ def evaluate(
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
-    """What another policy would have earned, from logged random choices; or why nobody can say."""
+    """What another policy would have earned, or why nobody can say."""
     from nextbest import show
     from nextbest.measure import ope
     from nextbest.measure.ope import page, text

@@ -7,7 +7,7 @@ from nextbest import Model, Response, SingleFeature
 model = Model(
     label=Response(window_days=3),
     estimator=LGBMClassifier(
-        n_estimators=80, learning_rate=0.08, num_leaves=7, min_child_samples=100,
+        n_estimators=50, learning_rate=0.1, num_leaves=7, min_child_samples=100,
         deterministic=True, force_row_wise=True, n_jobs=1, verbose=-1,
     ),
     baseline=SingleFeature("orders_28d", name="past orders"),
