@@ -26,10 +26,9 @@ import pandas as pd
 from nextbest.data import snapshots
 from nextbest.learn import calibration
 from nextbest.learn.baselines import TypeRateTimesHistory
-from nextbest.learn.estimators import FeatureEncoder
+from nextbest.learn.estimators import FeatureEncoder, seeded
 from nextbest.learn.metrics import Metric, evaluate, paired_difference
 from nextbest.learn.model import Model
-from nextbest.learn.train import _seeded
 from nextbest.project import Project
 
 METRICS = ("auc", "average_precision", "brier", "lift_at_10")
@@ -81,9 +80,9 @@ def scored(
     X = encoder.transform(train[columns])
     blocks = []
     for fit, validate in snapshots.rolling_folds(train, n_folds=4):
-        fold = _seeded(model.estimator, seed).fit(X[fit], y[fit])
+        fold = seeded(model.estimator, seed).fit(X[fit], y[fit])
         blocks.append((y[validate], fold.predict_proba(X[validate])[:, 1]))
-    estimator = _seeded(model.estimator, seed).fit(X, y)
+    estimator = seeded(model.estimator, seed).fit(X, y)
     level = bool(abs(estimator.predict_proba(X)[:, 1].mean() / y.mean() - 1) <= 0.1)
     calibrator = calibration.choose(blocks, model.calibration, level_learned=level).calibrator
     raw = estimator.predict_proba(encoder.transform(test[columns]))[:, 1]

@@ -69,7 +69,7 @@ def test_the_commands_are_these(cli: Run) -> None:
     assert sorted(commands()) == [
         "check", "compare", "decide", "demo", "evaluate", "experiment plan", "experiment read",
         "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
-        "replay", "rollback", "serve", "train",
+        "replay", "rollback", "serve", "simulate", "train",
     ]  # fmt: skip
     ran = cli("--help")
     assert ran.code == 0
@@ -87,7 +87,7 @@ def test_every_command_and_option_is_explained(name: str) -> None:
 
 def test_every_command_takes_a_project() -> None:
     without = {n for n, c in commands().items() if "project" not in {p.name for p in c.params}}
-    assert without == {"init", "experiment plan", "evaluate"}  # their input is no project
+    assert without == {"init", "evaluate", "experiment plan", "simulate"}  # they need none
 
 
 def test_json_is_everywhere_an_analyst_would_pipe() -> None:

@@ -15,6 +15,7 @@ from nextbest import __version__
 from nextbest.cli_measure import experiment_app
 from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
+from nextbest.cli_simulate import simulate
 from nextbest.errors import InternalError, NextbestError, UsageError
 from nextbest.evaluate import evaluate
 
@@ -519,6 +520,7 @@ def demo(
 
 
 app.command()(evaluate)
+app.command()(simulate)
 
 
 @keys_app.command("create")

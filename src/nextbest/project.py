@@ -362,12 +362,12 @@ def scaffold() -> Path:
     return packed if packed.is_dir() else here.parent.parent
 
 
-def init(target: Path) -> list[Path]:
-    """Copy the three rooms of the reference project into a new or empty folder.
+def require_empty(target: Path) -> None:
+    """Refuse a folder that holds something already.
 
     Raises
     ------
-    ConfigError : the folder holds something already, or cannot be written.
+    ConfigError : it is a file, or a folder with something in it that is not hidden.
     """
     # A fresh repository holds a hidden folder, and is as good as empty.
     held = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
@@ -378,6 +378,16 @@ def init(target: Path) -> list[Path]:
             expected="a new or empty folder",
             got=", ".join(held[:5]) or "a file",
         )
+
+
+def init(target: Path) -> list[Path]:
+    """Copy the three rooms of the reference project into a new or empty folder.
+
+    Raises
+    ------
+    ConfigError : the folder holds something already, or cannot be written.
+    """
+    require_empty(target)
     source = scaffold()
     made = []
     try:

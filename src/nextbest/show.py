@@ -365,3 +365,23 @@ def _bar() -> Iterator[Step]:
 
         yield step
         finish()
+
+
+def simulated(facts: Mapping[str, Any]) -> Iterator[Any]:
+    """Show a simulated shop: what its customers really do, and what policies really earn."""
+    rows = ", ".join(f"{n:,} {name}" for name, n in facts["rows"].items())
+    yield f"World {facts['world']}: {facts['meaning']}."
+    yield f"{facts['days']} days: {rows}."
+    right = ("contacted", "left alone", "profit per contact")
+    table = _table("offer", *right, right=right)
+    for o in facts["offers"]:
+        table.add_row(
+            o["offer_id"], f"{o['response_rate_contacted']:.1%}",
+            f"{o['response_rate_left_alone']:.1%}", f"{o['profit_per_contact']:.2f}",
+        )  # fmt: skip
+    yield _titled("True mean response rates, and what a contact earns beyond none", table)
+    amounts = ("contacted", "true profit")
+    table = _table("policy", *amounts, right=amounts)
+    for p in facts["policies"]:
+        table.add_row(p["policy"], f"{p['contacted_share']:.1%}", f"{p['profit']:,.2f}")
+    yield _titled("What policies earn that know these probabilities", table)

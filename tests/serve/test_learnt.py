@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from nextbest.decide.engine import Decisions
 from nextbest.serve.batch import situation_for
-from nextbest.serve.decisions import decide_for, record_of
+from nextbest.serve.decisions import decide_for
 from nextbest.serve.learnt import learnt_of
+from nextbest.serve.recording import record_of
 from nextbest.serve.records import DecisionRecord, Outcome, Stake, Tally
 from nextbest.serve.runtime import State, load_state, open_store
 from nextbest.serve.store import Store

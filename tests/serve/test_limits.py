@@ -139,7 +139,7 @@ def test_prices_of_a_batch_are_heeded_online_and_named(project: Path, serve: Ser
         question = {"customer_id": customer_id, "channel": "mail", "explain": True}
         answer = client.post("/v1/decisions", json=question).json()
         DecisionAnswer.model_validate(answer)
-        assert answer["versions"]["prices"] == stored.content_hash
+        assert answer["versions"]["prices"] == stored.prices.content_hash
         assert "prices_ignored" not in answer
         (a,) = (one for one in answer["trace"]["offers"] if one["offer_id"] == "a")
         assert a["numbers"]["scarcity_price"] == price

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -126,8 +124,7 @@ def _prices_version(decisions: Decisions) -> dict[str, str]:
     """Name the scarcity prices that decided, where any did."""
     if decisions.prices is None:
         return {}
-    said = json.dumps(decisions.prices.to_dict(), sort_keys=True)
-    return {"prices": hashlib.sha256(said.encode()).hexdigest()}
+    return {"prices": decisions.prices.content_hash}
 
 
 def contributions_of(shaper: Shaper, answer: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,11 +42,6 @@ class StoredPrices:
             "decided_at": utc(self.decided_at).isoformat(),
             **self.prices.to_dict(),
         }
-
-    @property
-    def content_hash(self) -> str:
-        """The version that decisions name."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def fault(self, catalogue: str, policy: str, moment: datetime, valid_days: float) -> str | None:
         """Say why these prices do not hold for a decision, or None where they do."""

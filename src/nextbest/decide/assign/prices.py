@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -107,6 +109,12 @@ class Prices:
         """Return the prices as plain JSON types."""
         each = [{**asdict(one), "offer_ids": list(one.offer_ids)} for one in self.each]
         return {"offer_ids": list(self.offer_ids), "prices": each}
+
+    @property
+    def content_hash(self) -> str:
+        """The version that decisions name."""
+        said = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Prices:
