@@ -119,7 +119,8 @@ def test_what_was_learnt_and_stopped_is_kept() -> None:
     made = decided(people, rules_with(**exploring("thompson")), 1, list("wxyz"), OFFERS)
     inputs = inputs_of(made, 0)
     assert inputs["offer_counts"] == {name: vars(counts) for name, counts in COUNTS.items()}
-    assert inputs["stopped"] == ["c"]
+    assert inputs["stopped"] == {name: vars(lost) for name, lost in made.stopped.items()}
+    assert set(inputs["stopped"]) == {"c"}
 
 
 @pytest.mark.parametrize("change", ["propensity", "columns", "contacts", "decision_id"])

@@ -339,7 +339,7 @@ def test_a_store_that_cannot_be_opened_is_a_503_until_it_can(project: Path, serv
 def test_what_breaks_inside_is_a_500_with_an_id_that_the_log_explains(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise RuntimeError("secret inside")
 
     monkeypatch.setattr("nextbest.serve.decisions.decide_for", broken)
