@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,14 +24,34 @@ settings.register_profile(
 )
 settings.load_profile("nextbest")
 
-# The files that take longest, longest first.
-_SLOW = ("test_complete_journey.py", "test_jobs.py", "test_cli.py")
+# Files that train, simulate or serve whole shops, those that take longest first.
+_WHOLE = (
+    "test_complete_journey.py",
+    "test_jobs.py",
+    "test_cli.py",
+    "test_train.py",
+    "test_registry.py",
+    "test_other_shops.py",
+    "test_demo.py",
+    "test_guide.py",
+    "test_starbucks.py",
+    "test_simulate.py",
+    "test_server.py",
+    "test_ope.py",
+    "test_ope_real.py",
+    "test_leakage.py",
+    "test_package.py",
+    "test_readme.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow files, or the last worker would be left alone with one of them."""
-    rank = {name: i for i, name in enumerate(_SLOW)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(_SLOW)))
+    """Mark and begin with the slow files: else the last worker is left alone with one of them."""
+    rank = {name: i for i, name in enumerate(_WHOLE)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(_WHOLE)))
+    for item in items:
+        if item.path.name in rank:
+            item.add_marker("whole")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +61,20 @@ def _no_settings_from_outside() -> Any:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "NEXTBEST_STORE", "NEXTBEST_DEBUG"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_looks_at_pictures() -> Any:
+    """Toy shops are trained dozens of times; drawing would take a quarter of that.
+
+    ``tests/learn/test_report.py`` and ``tests/test_complete_journey.py`` draw them.
+    """
+    from nextbest.learn import report, train
+
+    undrawn = SimpleNamespace(pictures=lambda _: {}, model_card=report.model_card)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "report", undrawn)
         yield
 
 

@@ -24,7 +24,7 @@ from commands import Ran, run_cli
 from kept import NAMES, Kept
 
 from nextbest.data import snapshots
-from nextbest.learn import artifact
+from nextbest.learn import artifact, report, train
 from nextbest.learn.registry import Registry
 from nextbest.project import ROOMS, Project
 
@@ -43,7 +43,7 @@ def reference(folder: Path) -> Path:
     return folder
 
 
-TWICE = ("propensity", "clv")
+TWICE = ("churn", "clv")
 AGAIN = """
 import sys
 from pathlib import Path
@@ -99,7 +99,9 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
     again = reference(tmp_path_factory.mktemp("again") / "project")
     second = in_a_new_process(AGAIN, again, again.parent, *TWICE, PYTHONHASHSEED="12345")
     try:
-        ran = run_cli("demo", "--json", "--project", root)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "report", report)  # with all pictures
+            ran = run_cli("demo", "--json", "--project", root)
         said, _ = second.communicate(timeout=900)
         assert second.returncode == 0, said
         yield Journey(ran, root, again.parent)
@@ -288,18 +290,6 @@ def test_online_is_batch_with_holdout_arms_and_exploration(
             assert selection(one.post("/v1/decisions", json=question).json()) == selection(expected)
 
 
-def test_refreshing_and_deciding_again_overwrite_cleanly(
-    facts: dict[str, Any], journey: Journey, decided: pd.DataFrame
-) -> None:
-    refreshed = run_cli("refresh", "--project", journey.root, "--json").json
-    assert refreshed == facts["refresh"]
-    out = facts["files"]["decisions"]
-    again = run_cli("decide", "--out", out, "--project", journey.root, "--json").json
-    assert again == facts["decisions"]
-    pd.testing.assert_frame_equal(pd.read_parquet(out), decided, check_exact=True)
-    assert [p.name for p in Path(out).parent.iterdir()] == [Path(out).name]
-
-
 def test_compare_has_the_shape_that_was_asked_for(journey: Journey) -> None:
     found = run_cli("compare", "propensity", "--project", journey.root, "--json").json
     for side in (*found["versions"], found["baseline"]):
@@ -463,6 +453,7 @@ def test_nothing_that_is_stored_can_be_executed(journey: Journey, tmp_path: Path
         assert (folder / "manifest.json").exists()
     everything = [p for p in (journey.registry.root / "mlartifacts").rglob("*") if p.is_file()]
     assert len(everything) > 4 * 10
+    assert sum(path.suffix == ".png" for path in everything) > 4 * 2
     for path in everything:
         assert path.suffix not in (".pkl", ".pickle", ".joblib", ".skops", ".cloudpickle", ".py")
         assert not path.read_bytes().startswith(b"\x80")  # how a binary pickle begins

@@ -455,7 +455,7 @@ def test_check_without_data_reads_none(fresh: Path) -> None:
         file.unlink()
     report = jobs.check_project(Project.open(fresh), data=False)
     assert report.faults == () and report.history is None
-    assert report.to_dict() == {"ok": True, "faults": [], "tables": []}
+    assert report.to_dict() == {"ok": True, "faults": [], "tables": [], "notes": []}
 
 
 def test_check_counts_what_it_set_aside(fresh: Path) -> None:

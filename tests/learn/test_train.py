@@ -195,7 +195,7 @@ def gate(result: TrainResult, name: str) -> Any:
 def test_what_the_shop_reads_every_day_is_no_leak(toy: Toy) -> None:
     for name in ("propensity", "churn", "hvc"):
         found = gate(toy.results[name], "leakage")
-        assert found.passed and found.message == "no feature knows more than it should"
+        assert found.passed and found.message.endswith("features knows more than it should")
     assert "leakage" not in [g.gate for g in toy.results["clv"].gates]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -50,10 +51,11 @@ def tabled(project: Path, artefacts: Path) -> Path:
 def test_everything_is_as_if_the_file_held_them(
     tabled: Path, template: Path, tmp_path: Path, serve: Serve
 ) -> None:
-    in_file, in_table = load_state(template), load_state(tabled)
+    filed = Path(shutil.copytree(template, tmp_path / "filed"))
+    in_file, in_table = load_state(filed), load_state(tabled)
     assert in_table.offers.content_hash == in_file.offers.content_hash
     answers = []
-    for project in (template, tabled):
+    for project in (filed, tabled):
         client = serve(project)
         shown = client.get("/v1/offers").json()
         question = {"customer_id": "c02", "channel": "mail", "limit": 3}
