@@ -28,10 +28,10 @@ settings.load_profile("nextbest")
 _WHOLE = (
     "test_complete_journey.py",
     "test_jobs.py",
-    "test_cli.py",
     "test_train.py",
     "test_registry.py",
     "test_other_shops.py",
+    "test_cli.py",  # not beside test_jobs.py: one of the two would wait for the toy shop
     "test_demo.py",
     "test_guide.py",
     "test_starbucks.py",
