@@ -16,8 +16,6 @@ from nextbest.learn import artifact, bitmask
 from nextbest.learn.components import Steps, Trees
 from nextbest.learn.forest import Unsupported, read_forest
 
-pytestmark = pytest.mark.skipif(not bitmask.available(), reason="Numba cannot compile here")
-
 COLUMNS = 7
 CATEGORY = (1, 4)  # columns that LightGBM splits by category where it is told to
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-35, -1e-35, 1e-36, 1e300, -1.0, -0.5, 2.0**31)

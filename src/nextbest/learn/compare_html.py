@@ -7,13 +7,11 @@ not, by how much, is it chance, for whom, what changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from nextbest.errors import UsageError
 from nextbest.learn import compare_words as words
 from nextbest.learn import evidence
 from nextbest.learn.compare import Comparison, Pair, SegmentPair
@@ -29,6 +27,7 @@ from nextbest.learn.compare_charts import (
     sample,
 )
 from nextbest.learn.metrics import Metric
+from nextbest.learn.page import save, whole
 from nextbest.learn.paired import Difference
 from nextbest.learn.records import Version
 
@@ -75,40 +74,17 @@ def render(comparison: Comparison) -> str:
     """Return the whole page as text."""
     main = comparison.main
     title = f"{comparison.model}: {_against(main)}" if main else comparison.model
-    body = [
+    return whole(
+        title,
         _head_line(comparison, title),
         el("main", *_sections(comparison)),
         _footer(comparison),
-    ]
-    style = resources.files(__package__).joinpath("compare.css").read_text(encoding="utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el(
-            "meta",
-            http_equiv="Content-Security-Policy",
-            content="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-        ),
-        el("title", f"{title} – nextbest"),
-        el("link", rel="icon", href="data:,"),
-        el("style", Markup("\n" + style)),
     )
-    return "<!DOCTYPE html>\n" + el("html", head, el("body", *body), lang="en") + "\n"
 
 
 def write(comparison: Comparison, file: Path | str) -> None:
     """Write the page to a file; ``UsageError`` where that cannot be done."""
-    path = Path(file)
-    try:
-        path.write_text(render(comparison), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            str(path),
-            "the page cannot be written there",
-            expected="a file in a folder that exists and may be written to",
-            got=error.strerror or str(error),
-        ) from error
+    save(render(comparison), file)
 
 
 def _against(pair: Pair) -> str:

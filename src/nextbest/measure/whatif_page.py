@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nextbest.errors import UsageError
 from nextbest.learn.compare_charts import Markup, bar, el, join
+from nextbest.learn.page import save, whole
 
 __all__ = ["render", "write"]
 
@@ -25,39 +24,18 @@ _NAMES = {
 
 def render(facts: Facts) -> str:
     """Return the whole page as text, from what `decide.whatif.compare` gave."""
-    style = resources.files("nextbest.learn").joinpath("compare.css").read_text(encoding="utf-8")
     title = "Another policy: what would shift"
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("title", f"{title} – nextbest"),
-        el("link", rel="icon", href="data:,"),
-        el("style", Markup("\n" + style)),
-    )
     said = f"{facts['customers']:,} customers decided for under both policies; nothing was recorded"
-    body = el(
-        "body",
+    return whole(
+        title,
         el("header", el("p", "nextbest · what if", class_="eyebrow"), el("h1", title)),
         el("main", el("p", f"{said}."), *_sections(facts)),
     )
-    return "<!DOCTYPE html>\n" + el("html", head, body, lang="en") + "\n"
 
 
 def write(facts: Facts, file: Path | str) -> None:
     """Write the page to a file; ``UsageError`` where that cannot be done."""
-    path = Path(file)
-    try:
-        path.write_text(render(facts), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            str(path),
-            "the page cannot be written there",
-            expected="a file in a folder that exists and may be written to",
-            got=error.strerror or str(error),
-        ) from error
+    save(render(facts), file)
 
 
 def _sections(facts: Facts) -> list[Markup]:

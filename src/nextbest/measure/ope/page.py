@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from nextbest.errors import UsageError
 from nextbest.learn.compare_charts import Markup, bar, el, interval, join
 from nextbest.learn.compare_words import number, signed
+from nextbest.learn.page import save, whole
 from nextbest.measure.ope.estimators import MEANINGS, PRIMARY, Estimate
 from nextbest.measure.ope.evaluation import Evaluation
 from nextbest.measure.ope.overlap import OfferSupport
@@ -31,39 +30,19 @@ _READING: Final = (
 
 def render(evaluation: Evaluation) -> str:
     """Return the whole page as text."""
-    style = resources.files("nextbest.learn").joinpath("compare.css").read_text(encoding="utf-8")
     title = "Another policy on the logged decisions"
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("title", f"{title} – nextbest"),
-        el("link", rel="icon", href="data:,"),
-        el("style", Markup("\n" + style)),
-    )
-    body = el(
-        "body",
+    return whole(
+        title,
         el("header", el("p", "nextbest · off-policy evaluation", class_="eyebrow"),
            el("h1", title)),
         el("main", _verdict(evaluation), _estimates(evaluation), _overlap(evaluation),
            _offers(evaluation)),
     )  # fmt: skip
-    return "<!DOCTYPE html>\n" + el("html", head, body, lang="en") + "\n"
 
 
 def write(evaluation: Evaluation, file: Path | str) -> None:
     """Write the page to a file; ``UsageError`` where that cannot be done."""
-    path = Path(file)
-    try:
-        path.write_text(render(evaluation), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            str(path), "the page cannot be written there",
-            expected="a file in a folder that exists and may be written to",
-            got=error.strerror or str(error),
-        ) from error  # fmt: skip
+    save(render(evaluation), file)
 
 
 def _verdict(evaluation: Evaluation) -> Markup:
