@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nextbest.serve.logged import Written
     from nextbest.serve.store import Store
 
-__all__ = ["Logbook", "has_decisions", "opened"]
+__all__ = ["Logbook", "has_decisions", "opened", "store_of"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def has_decisions(project: Project) -> bool:
         file = project.root / ".nextbest" / "store.db"
         if not file.is_file():
             return False
-    with _store(project) as store:
+    with store_of(project) as store:
         return store.log_span()[0] > 0
 
 
@@ -89,7 +89,7 @@ def opened(
 
     with tempfile.TemporaryDirectory(prefix="nextbest-log-") as name:
         folder = Path(name)
-        with _store(project) as store:
+        with store_of(project) as store:
             total = store.log_span()[0]
             if not total:
                 raise DataError(
@@ -109,7 +109,8 @@ def opened(
 
 
 @contextmanager
-def _store(project: Project) -> Iterator[Store]:
+def store_of(project: Project) -> Iterator[Store]:
+    """Open the project's store for as long as it is read."""
     from nextbest.serve.runtime import open_store
 
     store = open_store(project.root)
