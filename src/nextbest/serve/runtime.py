@@ -21,7 +21,7 @@ from nextbest.decide.frame import Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
-from nextbest.serve import archive
+from nextbest.serve import approvals, archive
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
@@ -221,10 +221,11 @@ class Runtime:
         self._seen = seen
         try:
             state = load_state(self.project_dir, self._state)
+            approvals.require_approved(self.project_dir, state.offers, state.rules)
         except NextbestError as error:
             part = "bundle" if isinstance(error, ArtifactError) else "configuration"
             self._faults = {part: str(error)}
-            self._metrics.reload_failures.inc()
+            self._metrics.reload_failures.labels(part, error.code).inc()
             log("reload refused", level=logging.ERROR, part=part, error=str(error))
             return
         self._faults = {}
@@ -286,6 +287,7 @@ class Runtime:
             serving_dir(self.project_dir) / PRICES_FILE,
             self.project_dir / "serving" / "offers.toml",
             self.project_dir / "serving" / "policy.toml",
+            approvals.folder(self.project_dir),  # changes with every record in it
         ]
         stats = []
         for path in files:
