@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from nextbest.decide.rules import Column
 from nextbest.decide.tomlfile import Table
 from nextbest.errors import Fault, did_you_mean
 
@@ -68,3 +71,40 @@ class Sensitive(Table):
                 problem = f'bins of "{name}" are out of order'
                 found.append(Fault(spot, problem, "upper ends, each above the one before", got))
         return found
+
+    def keep_back(self, columns: Mapping[str, Column]) -> dict[str, Column]:
+        """Return the columns, those forbidden to rules that are sensitive and not allowed there."""
+        kept = set(self.attributes) - set(self.allow_in_rules)
+        return {n: replace(c, forbidden=True) if n in kept else c for n, c in columns.items()}
+
+    def unknown(self, columns: Mapping[str, Column], where: str) -> list[Fault]:
+        """Return the attributes that no column has: nobody could watch over them."""
+        found = []
+        for name in self.attributes:
+            if name not in columns:
+                problem = f'attributes names "{name}"'
+                hint = did_you_mean(name, columns)
+                found.append(Fault(f"{where}: [sensitive]", problem, "a known column", action=hint))
+            elif name in self.bins and columns[name].type != "number":
+                problem = f'bins divide "{name}"'
+                got = f"a {columns[name].type}"
+                found.append(Fault(f"{where}: [sensitive]", problem, "about a number", got))
+        return found
+
+    def read_by_model(self, where: str, model: str, columns: Iterable[str]) -> list[Fault]:
+        """Return a fault for each attribute that a model reads and that no model may read.
+
+        Parameters: ``where`` the fault is, and the ``columns`` that the model reads.
+        """
+        kept = set(self.attributes) - set(self.allow_in_features)
+        action = (
+            f"Put it into exclude of models/{model}.py, train, promote and refresh; or name it"
+            " under allow_in_features of the policy's [sensitive]."
+        )
+        return [
+            Fault(
+                where, f'model "{model}" reads the sensitive attribute "{name}"',
+                "a model without it", action=action,
+            )
+            for name in columns if name in kept
+        ]  # fmt: skip

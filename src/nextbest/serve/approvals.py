@@ -19,7 +19,7 @@ from nextbest.decide.offers import Catalogue
 from nextbest.decide.policy import Policy
 from nextbest.errors import Fault, GateRefusal, StoreError
 
-__all__ = ["Approval", "Kind", "find", "folder", "keep", "required_of", "require_approved"]
+__all__ = ["Approval", "Kind", "find", "folder", "keep", "require_approved", "required_of"]
 
 Kind = Literal["bias", "evaluation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
