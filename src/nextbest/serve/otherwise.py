@@ -241,7 +241,7 @@ class _Again:
             except ConfigError as error:
                 action = (
                     "Records hold the columns that catalogue and policy read when they decided, "
-                    "and the scores. Let the live policy read it, and evaluate what it decides then."
+                    "and scores. Let the live policy read it, and evaluate what it decides then."
                 )
                 faults = [replace(f, action=f"{f.action} {action}".strip()) for f in error.faults]
                 raise ConfigError(faults=faults) from None
@@ -318,7 +318,7 @@ def _unanswerable(target: Policy, logged: Policy, channel: str) -> Iterator[Faul
                 f"{limit.kind}s within {limit.at_most_days:g} days, counted by a limit of the "
                 "policy that decided",
                 "records keep the contacts that its own limits counted",
-                "Give the live policy such a limit, however high, and evaluate what it decides then",
+                "Give the live policy such a limit, however high; evaluate what it decides then",
             )  # fmt: skip
     if target.tables.contact.count_history and not logged.tables.contact.count_history:
         yield Fault(f"{target.where}: [contact]", "count_history counts what the records do not "
