@@ -59,6 +59,13 @@ class DecisionLog:
                 raise DataError(str(path), "cannot be read", got=reason) from error
         return cls(*tables)
 
+    def last_policy(self) -> str | None:
+        """Content hash of the policy that decided last; None where the log is empty."""
+        rows = self.decisions.filter(_.policy.notnull())
+        latest = ibis.struct({"at": rows.decided_at, "id": rows.decision_id})
+        found: str | None = rows.policy.argmax(latest).to_pyarrow().as_py()
+        return found
+
     @property
     def until(self) -> datetime | None:
         """The last moment that the log knows of (naive UTC); None where it is empty."""

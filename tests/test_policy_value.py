@@ -1,0 +1,359 @@
+"""Another policy on the project's own log, against the simulator's truth and by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Run
+from logged_shop import EPSILON, SALT, LoggedShop
+from sklearn.linear_model import LinearRegression
+
+from nextbest.decide.policy import Policy
+from nextbest.errors import ConfigError, DataError, GateRefusal, NextbestError, UsageError
+from nextbest.measure import ope
+from nextbest.measure.ope.log import LoggedPolicy
+from nextbest.policy_value import ASSUMPTIONS, PolicyValue, Question, value_of
+from nextbest.project import Project
+from nextbest.serve import approvals
+from nextbest.simulate import WORLDS
+from nextbest.simulate.worlds import OFFERS
+
+EVERY = sorted(WORLDS)
+#: Who is hardest to persuade is contacted, with what is cheapest.
+WORSE = '[[levers]]\noffer = "bread"\nmultiplier = 1000\nuntil = 2030-01-01\nreason = "a mistake"\n'
+WORSE += '[arbitration]\nobjective = "propensity"\n'
+
+
+def value(shop: LoggedShop, policy: Path, **asked: Any) -> PolicyValue:
+    return value_of(Project.open(shop.root), Question(policy, **asked), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoggedShop]:
+    """Every world with a month of decisions, half of them left to chance, and their answers."""
+    made = {}
+    for world in EVERY:
+        shop = LoggedShop.make(world, 600, tmp_path_factory.mktemp(world))
+        decisions = shop.decide(shop.policy(EPSILON))
+        shop.log(decisions)
+        shop.answer(decisions)
+        shop.close()
+        made[world] = shop
+    return made
+
+
+# ------------------------------------------------------------------ the truth
+
+
+@pytest.mark.parametrize("world", EVERY)
+def test_the_interval_holds_what_another_policy_truly_earns(
+    shops: dict[str, LoggedShop], world: str
+) -> None:
+    shop = shops[world]
+    greedy, worse = shop.policy(name="greedy.toml"), shop.policy(WORSE, name="worse.toml")
+    own = shop.root / "serving" / "policy.toml"
+    assert shop.value(greedy) > shop.value(own) > shop.value(worse)
+    for policy in (greedy, worse):
+        found = value(shop, policy).found
+        true, gain = shop.value(policy), shop.value(policy) - shop.value(own)
+        for name in ("ips", "snips", "dr"):
+            estimate = found.estimates[name]
+            assert estimate.value.low < true < estimate.value.high, (policy, name)
+            assert estimate.difference.low < gain < estimate.difference.high, (policy, name)
+        if policy == worse:
+            assert found.verdict.call != "ship"
+        elif world != "no_effect":  # there the best is to contact nobody, and little is at stake
+            assert found.verdict.call == "ship"
+
+
+def test_the_interval_is_right_as_often_as_it_says(shops: dict[str, LoggedShop]) -> None:
+    """Choices and answers drawn again and again; the chances are those of the records."""
+    shop = shops["subsidy_leak"]
+    found = value(shop, shop.policy(WORSE, name="worse.toml"))
+    decided, truth, random = found.decided, shop.truth, np.random.default_rng(11)
+    order = [truth.customer_ids.index(c) for c in decided.customer_ids]
+    columns = [truth.offer_ids.index(o) for o in decided.offer_ids]
+    likely, n = truth.contacted[order][:, columns], len(decided)
+    alone = truth.left_alone[order][:, columns]
+    margin, incentive = truth.margin[columns], truth.incentive_cost[columns]
+    true = (decided.other[:, :-1] * truth.profit[order][:, columns]).sum() / n
+    hits, draws = 0, 60
+    for _ in range(draws):
+        lots = random.random((n, 1))
+        action = (lots > np.cumsum(decided.logged, axis=1)).sum(axis=1)
+        offer, made = np.minimum(action, len(columns) - 1), action < len(columns)
+        rows = np.arange(n)
+        answer = random.random(n) < likely[rows, offer]
+        earned = answer * (margin - incentive)[offer] - truth.contact_cost[0]
+        reward = np.where(made, earned - alone[rows, offer] * margin[offer], 0.0)
+        log = LoggedPolicy(
+            np.arange(n), decided.offer_ids, action, reward, decided.logged[rows, action],
+            probabilities=decided.logged, context=likely,
+        )  # fmt: skip
+        estimate = ope.evaluate(log, decided.other, model=LinearRegression()).primary.value
+        hits += estimate.low < true < estimate.high
+    assert 53 <= hits <= 60  # 57 expected
+
+
+def test_every_decision_is_made_again_as_for_everybody_at_once(
+    shops: dict[str, LoggedShop],
+) -> None:
+    shop = shops["heterogeneous"]
+    greedy = shop.policy(name="greedy.toml")
+    found = value(shop, greedy)
+    at_once, logged = shop.decide(greedy), shop.decide(shop.root / "serving" / "policy.toml")
+    rows = [at_once.audience.customer_ids.index(c) for c in found.decided.customer_ids]
+    columns = [at_once.catalogue.offer_ids.index(o) for o in found.decided.offer_ids] + [-1]
+    assert np.array_equal(found.decided.other, at_once.probabilities[rows][:, columns])
+    assert np.allclose(found.decided.logged, logged.probabilities[rows][:, columns], atol=1e-12)
+    assert len(found.decided) == shop.shop.customers and not found.decided.left_out
+    # What came of each: margin less incentive where it was answered, less cost and subsidy leak.
+    truth, lots = shop.truth, np.random.default_rng([0, 99]).random((600, len(OFFERS)))
+    reward = np.zeros(600)
+    for i, j in enumerate(logged.chosen[:, 0]):
+        if j >= 0:
+            hit = lots[i, j] < truth.contacted[i, j]
+            reward[i] = hit * (truth.margin[j] - truth.incentive_cost[j]) - truth.contact_cost[j]
+            reward[i] -= truth.left_alone[i, j] * truth.margin[j]
+    assert found.found.logged.value == pytest.approx(reward.mean())
+    answered = value(shop, greedy, reward="response").found.logged.value
+    chosen = logged.chosen[:, 0]
+    hits = [chosen[i] >= 0 and lots[i, chosen[i]] < truth.contacted[i, chosen[i]]
+            for i in range(600)]  # fmt: skip
+    assert answered == pytest.approx(np.mean(hits))
+    prices = np.array([o.price for o in OFFERS])
+    sold = np.where(hits, prices[np.maximum(chosen, 0)], 0.0).mean()
+    assert value(shop, greedy, reward="revenue").found.logged.value == pytest.approx(sold)
+
+
+def test_a_policy_that_chooses_alike_passes_any_gate(shops: dict[str, LoggedShop]) -> None:
+    shop = shops["heterogeneous"]
+    same = value(shop, shop.policy(EPSILON, "[gates]\nmax_loss_per_1000_decisions = 0\n",
+                                   name="same.toml"))  # fmt: skip
+    assert same.is_same and same.gate(0).passed
+    assert "chooses as the logged policy did in all 600" in same.gate(0).message
+    other = value(shop, shop.policy(WORSE, name="worse.toml"))
+    assert not other.is_same and not other.gate(0).passed
+    lost = -other.found.primary.difference.low
+    assert other.gate(1000 * lost + 1).passed and not other.gate(1000 * lost - 1).passed
+
+
+# ------------------------------------------------------------------ what is left out
+
+
+SHARES = f"""
+[holdout]
+salt = "{SALT}"
+share = 0.2
+[arms]
+salt = "{SALT}"
+no_contact = 0.1
+random_eligible = 0.1
+propensity_only = 0.1
+no_levers = 0.1
+"""
+
+
+def test_what_cannot_tell_is_left_out_and_counted(tmp_path: Path) -> None:
+    shop = LoggedShop.make("heterogeneous", 400, tmp_path)
+    rules = shop.policy(EPSILON, SHARES)
+    people = shop.audience()
+    some = np.arange(400) >= 30
+    people = replace(people, known=some)
+    at = shop.shop.until.replace(tzinfo=UTC)
+    early = shop.decide(shop.policy(EPSILON, name="old.toml"), at - timedelta(days=1), mark="e")
+    shop.log(early)
+    main = shop.decide(rules, at, audience=people)
+    shop.log(main)
+    shop.log(shop.decide(rules, at, limit=2, mark="two"))
+    shop.log(shop.decide(rules, at + timedelta(days=20), mark="late"))
+    shop.close(30)
+    greedy = shop.policy(name="greedy.toml")
+    found = value(shop, greedy)
+    arms = {name: int((main.arm == name).sum()) for name in set(main.arm)}
+    all_known = shop.decide(rules, at).arm
+    kept = {a: int((all_known == a).sum()) for a in set(all_known)}
+    others = ("random_eligible", "propensity_only", "no_levers")
+    held = ("holdout", "no_contact")
+    left = found.decided.left_out
+    assert left["held out"] == sum(arms[a] + 2 * kept[a] for a in held)
+    assert left["fallback"] == arms["fallback"]
+    assert left["other arm"] == sum(arms[a] + 2 * kept[a] for a in others)
+    assert left["earlier policy"] == 400
+    assert left["several offers"] == left["open window"] == kept["policy"]
+    assert len(found.decided) == arms["policy"] and len(left) == 6
+    assert found.decided.policies == {Policy.load(rules).content_hash: arms["policy"]}
+    every = value(shop, greedy, every_policy=True, first_slot=True)
+    assert len(every.decided) == arms["policy"] + kept["policy"] + 400
+    assert "made by 2 policies" in "\n".join(every.lines())
+    assert len(every.assumptions) == len(ASSUMPTIONS) + 1
+    with pytest.raises(UsageError, match="about profit over that of the live policy"):
+        every.gate(0)
+    # Later decisions count once their time is over, and the first ones can be left out by date.
+    later = value(shop, greedy, since=shop.shop.until + timedelta(days=10),
+                  until=shop.shop.until + timedelta(days=34))  # fmt: skip
+    assert len(later.decided) == kept["policy"]
+
+
+def test_a_sample_of_customers(shops: dict[str, LoggedShop]) -> None:
+    shop = shops["heterogeneous"]
+    found = value(shop, shop.policy(name="greedy.toml"), at_most=300).decided
+    assert 250 < len(found) < 350
+    assert found.left_out == {"not sampled": 600 - len(found)}
+    again = value(shop, shop.policy(name="greedy.toml"), at_most=300).decided
+    assert again.customer_ids == found.customer_ids
+
+
+def test_what_a_batch_shares_out_is_no_matter_of_one_customer(tmp_path: Path) -> None:
+    shop = LoggedShop.make("heterogeneous", 60, tmp_path)
+    made = shop.decide(shop.policy(EPSILON))
+    from nextbest.decide.engine import Ration
+
+    n, m = made.fates.shape
+    shop.log(replace(made, ration=Ration(np.ones((n, m), dtype=bool), np.zeros(n, dtype=bool))))
+    shop.close()
+    with pytest.raises(DataError) as refused:
+        value(shop, shop.policy(name="greedy.toml"))
+    assert "no decision is left" in str(refused.value) and "60 shared out" in str(refused.value)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+CAP = '[[contact.caps]]\nname = "rarely"\nat_most = 1\ndays = {days}\n'
+
+
+@pytest.mark.parametrize(
+    ("logged", "other", "says"),
+    [
+        ("", EPSILON, r'every logged choice was certain.*policy = "epsilon"'),
+        (EPSILON, '[eligibility]\n"young" = "age_years < 30"\n', r"age_years.*Records hold"),
+        (EPSILON, CAP.format(days=30), r'"rarely".*it counts what the records do not hold'),
+        (EPSILON + CAP.format(days=7), CAP.format(days=30), "contacts within 30 days"),
+        (EPSILON, f'[exploration]\nsalt = "{SALT}"\npolicy = "thompson"\n', "it learns from"),
+        (EPSILON, "[gates]\nmax_loss = 3\n", 'unknown field "max_loss"'),
+        (EPSILON, "[gates]\nmax_loss_per_1000_decisions = -1\n", "max_loss_per_1000_decisions"),
+    ],
+)  # fmt: skip
+def test_what_the_log_cannot_answer(tmp_path: Path, logged: str, other: str, says: str) -> None:
+    shop = LoggedShop.make("heterogeneous", 60, tmp_path)
+    made = shop.decide(shop.policy(logged))
+    shop.log(made)
+    shop.close()
+    with pytest.raises((DataError, ConfigError)) as refused:
+        value(shop, shop.policy(other, name="other.toml"))
+    assert __import__("re").search(says, str(refused.value).replace("\n", " ")), refused.value
+
+
+def test_limits_that_the_records_cover_are_no_obstacle(tmp_path: Path) -> None:
+    shop = LoggedShop.make("heterogeneous", 150, tmp_path)
+    made = shop.decide(shop.policy(EPSILON + CAP.format(days=30)))
+    shop.log(made)
+    shop.answer(made)
+    shop.close()
+    found = value(shop, shop.policy(CAP.format(days=7), name="other.toml"))
+    assert len(found.decided) == 150
+
+
+def test_a_log_that_is_not_there(tmp_path: Path) -> None:
+    shop = LoggedShop.make("heterogeneous", 60, tmp_path)
+    with pytest.raises(DataError, match="decision log: there are no decisions"):
+        value(shop, shop.policy())
+    wrong = Question.__new__(Question)
+    with pytest.raises(UsageError) as refused:
+        Question(Path("x"), reward="fame", at_most=0, window_days=-1)  # type: ignore[arg-type]
+    assert len(refused.value.faults) == 3 and wrong is not None
+
+
+def test_offers_without_a_time_to_answer(tmp_path: Path) -> None:
+    shop = LoggedShop.make("heterogeneous", 60, tmp_path)
+    offers = tmp_path / "serving" / "offers.toml"
+    text = offers.read_text()
+    offers.write_text(text.replace("response_window_days = 14\n", ""))
+    shop.log(shop.decide(shop.policy(EPSILON)))
+    shop.close()
+    with pytest.raises(DataError, match="none for bread, coffee, wine, tools"):
+        value(shop, shop.policy(name="greedy.toml"))
+    with pytest.raises(DataError, match="effective sample|too few"):
+        value(shop, shop.policy(name="greedy.toml"), window_days=14)
+
+
+# ------------------------------------------------------------------ the command and the gate
+
+
+def required(shop: LoggedShop, policy: Path) -> None:
+    approvals.require_approved(shop.root, shop.catalogue, Policy.load(policy))
+
+
+def test_the_command_and_the_gate(
+    shops: dict[str, LoggedShop], cli: Run, tmp_path: Path
+) -> None:
+    shop, gate = shops["heterogeneous"], "[gates]\nmax_loss_per_1000_decisions = 10\n"
+    better, worse = shop.policy(gate, name="better.toml"), shop.policy(gate, WORSE, name="bad.toml")
+    for policy in (better, worse):
+        with pytest.raises(GateRefusal, match="no approval of kind evaluation"):
+            required(shop, policy)
+    words = ("evaluate", "--project", shop.root, "--policy")
+    page = tmp_path / "page.html"
+    ran = cli(*words, better, "--json", "--html", page)
+    assert ran.code == 0, ran.err
+    assert ran.json["verdict"]["call"] == "ship" and ran.json["gate"]["passed"] is True
+    assert ran.json["assumptions"] == list(ASSUMPTIONS)
+    assert "One decision at a time" in page.read_text()
+    required(shop, better)
+
+    said = cli(*words, worse)
+    assert said.code == 1 and "✗ gate: gain per decision" in said.out
+    assert "Do not ship" in said.out and "600 logged decisions, as" in said.out
+    with pytest.raises(GateRefusal, match="did not pass its examination of kind evaluation"):
+        required(shop, worse)
+    forced = cli(*words, worse, "--force", "--reason", "the board wants it")
+    assert forced.code == 0 and "Approved all the same: the board wants it" in forced.out
+    required(shop, worse)
+    kept = approvals.find(shop.root, "evaluation", shop.catalogue, Policy.load(worse))
+    assert kept is not None and "the board wants it" in kept.said
+    assert kept.numbers["gate"]["passed"] is False
+
+
+def test_a_log_that_cannot_answer_approves_nothing(cli: Run, tmp_path: Path) -> None:
+    shop = LoggedShop.make("heterogeneous", 60, tmp_path)
+    shop.log(shop.decide(shop.policy()))
+    shop.close()
+    gate = shop.policy("[gates]\nmax_loss_per_1000_decisions = 10\n", name="gate.toml")
+    words = ("evaluate", "--project", shop.root, "--policy", gate)
+    ran = cli(*words)
+    assert ran.code == 1 and "nothing was left to chance" in ran.err
+    with pytest.raises(GateRefusal, match="the log cannot answer"):
+        required(shop, gate)
+    ran = cli(*words, "--force", "--reason", "nothing is logged yet", "--json")
+    assert ran.code == 0 and ran.json["forced"] == "nothing is logged yet"
+    required(shop, gate)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "expected"),
+        (("--log", "a.parquet"), "the question is not clear"),
+        (("--policy", "a.toml", "--log", "a.parquet", "--target", "b"), "the question is not"),
+        (("--policy", "a.toml", "--force"), "it needs a reason"),
+        (("--policy", "a.toml", "--reward", "fame"), "profit or response or revenue"),
+    ],
+)
+def test_misuse(cli: Run, words: tuple[str, ...], says: str) -> None:
+    ran = cli("evaluate", *words)
+    assert ran.code == 2 and (says in ran.err or says == "expected") and "Traceback" not in ran.err
+
+
+def test_everything_said_is_plain_json(shops: dict[str, LoggedShop]) -> None:
+    shop = shops["drift"]
+    found = value(shop, shop.policy(name="greedy.toml"))
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["decisions"] == 600
+    assert datetime.fromisoformat(found.to_dict()["until"]) == found.until
+    assert issubclass(DataError, NextbestError)
