@@ -19,6 +19,7 @@ from nextbest import logbook
 from nextbest.decide.engine import Ration
 from nextbest.decide.policy import Policy
 from nextbest.errors import ConfigError, DataError, GateRefusal, UsageError
+from nextbest.learn.metrics import Metric
 from nextbest.measure import ope
 from nextbest.measure.ope.log import LoggedPolicy
 from nextbest.policy_value import ASSUMPTIONS, PolicyValue, Question, value_of
@@ -64,6 +65,14 @@ def shops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoggedShop]:
 # ------------------------------------------------------------------ the truth
 
 
+def surprise(found: Metric, true: float) -> float:
+    """How far the truth lies from an estimate, where 1 is the end of its interval."""
+    if true == found.value:
+        return 0.0
+    reach = found.high - found.value if true > found.value else found.value - found.low
+    return abs(true - found.value) / reach
+
+
 @pytest.mark.parametrize("world", EVERY)
 def test_the_interval_holds_what_another_policy_truly_earns(
     shops: dict[str, LoggedShop], world: str
@@ -75,9 +84,10 @@ def test_the_interval_holds_what_another_policy_truly_earns(
     for policy in (greedy, worse):
         found = value(shop, policy).found
         true, gain = shop.value(policy), shop.value(policy) - shop.value(own)
-        primary = found.primary
-        assert primary.value.low <= true <= primary.value.high
-        assert primary.difference.low <= gain <= primary.difference.high
+        # Of sixteen intervals one may well miss; none may miss by half its reach. How often they
+        # hold is counted below.
+        assert surprise(found.primary.value, true) < 1.5
+        assert surprise(found.primary.difference, gain) < 1.5
         assert found.verdict.call == "ship" if policy == greedy else "do not ship"
 
 
