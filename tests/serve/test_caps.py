@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import new_database
 from fastapi.testclient import TestClient
 from shop import POLICY
 
@@ -21,6 +23,7 @@ from nextbest.serve.api import create_app
 from nextbest.serve.records import Contacts, DecisionRecord, Outcomes
 from nextbest.serve.runtime import open_store
 from nextbest.serve.store import HistoryChangedError, Store
+from nextbest.serve.store.decisions import keep
 
 Serve = Callable[..., TestClient]
 NOW = datetime(2020, 3, 2, 9, tzinfo=UTC)
@@ -87,7 +90,10 @@ def started(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-def test_two_processes_on_one_store_do_not_pass_a_cap(project: Path) -> None:
+def test_two_processes_on_one_store_do_not_pass_a_cap(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXTBEST_STORE", url)
     (project / "serving" / "policy.toml").write_text(LIVE + CAPS.replace("= 3", "= 5"))
     names = ("one", "two")
     servers = [started([sys.executable, "-c", ASK, str(project), name]) for name in names]
@@ -177,16 +183,89 @@ def test_a_customer_whom_others_contact_without_a_pause_is_refused_not_contacted
     assert contacts_of(project, "c01") == 10
 
 
-def test_the_store_keeps_nothing_of_a_decision_that_was_overtaken(project: Path) -> None:
-    store = open_store(project)
+def record(number: int, customer_id: str) -> DecisionRecord:
+    return DecisionRecord(f"d{number}", customer_id, NOW, "mail", "policy", ("a",), {}, "h")
 
-    def record(number: int, customer_id: str) -> DecisionRecord:
-        return DecisionRecord(f"d{number}", customer_id, NOW, "mail", "policy", ("a",), {}, "h")
 
+def test_the_store_keeps_nothing_of_a_decision_that_was_overtaken(url: str) -> None:
+    store = Store(url)
     store.record_decisions([record(1, "c01")], {"c01": 0})
     with pytest.raises(HistoryChangedError):
         store.record_decisions([record(2, "c02"), record(3, "c01")], {"c02": 0, "c01": 0})
     assert store.decision("d2") is None and store.decision("d3") is None
     store.record_decisions([record(4, "c02"), record(5, "c01")], {"c02": 0, "c01": 1})
     assert len(store.history(None)[0].at) == 3
+    store.close()
+
+
+def test_who_decides_waits_for_a_contact_that_is_being_written(url: str) -> None:
+    """Another server has written a contact and not committed yet: it counts already."""
+    one, other = Store(url), Store(url)
+    with ThreadPoolExecutor(1) as pool:
+        with one._database.transaction() as connection:
+            one._database.lock(connection, ["c01"])
+            keep(connection, [record(1, "c01")], [record(1, "c01").row()])
+            waiting = pool.submit(other.record_decisions, [record(2, "c01")], {"c01": 0})
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+        assert isinstance(waiting.exception(), HistoryChangedError)
+    assert one.history(["c01"])[0].decision_ids == ("d1",)
+    one.close()
+    other.close()
+
+
+RACE = """
+import sys
+from datetime import datetime
+from nextbest.serve.records import DecisionRecord
+from nextbest.serve.store import HistoryChangedError, Store
+
+url, name = sys.argv[1:]
+store, made = Store(url), 0
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(40):
+    group = [f"c{(turn + step) % 5}" for step in range(3)]
+    while True:
+        contacts, _ = store.history(group)
+        seen = {customer: contacts.customer_ids.count(customer) for customer in group}
+        at = datetime(2020, 1, 1)
+        records = [
+            DecisionRecord(f"{name}-{turn}-{c}", c, at, "mail", "policy", ("a",), {}, "h")
+            for c in group[:: 1 if turn % 2 else -1]
+            if seen[c] < 7
+        ]
+        try:
+            made += len(store.record_decisions(records, seen))
+        except HistoryChangedError:
+            continue
+        break
+print(made)
+store.close()
+"""
+
+
+def test_processes_that_race_for_the_same_customers_keep_a_cap_exactly(postgres: Any) -> None:
+    """Groups of customers that overlap, in two orders: nobody passes the cap, nobody is stuck.
+
+    SQLite has one writer at a time, so that there is nothing to race for.
+    """
+    url = new_database(postgres)
+    Store(url).close()
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, url, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": ":".join(sys.path)},
+        )
+        for name in ("x", "y", "z")
+    ]
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    made = [int(racer.communicate("go\n", timeout=120)[0]) for racer in racers]
+    assert sum(made) == 5 * 7
+    store = Store(url)
+    assert Counter(store.history(None)[0].customer_ids) == {f"c{n}": 7 for n in range(5)}
     store.close()
