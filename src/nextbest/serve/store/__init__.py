@@ -74,9 +74,7 @@ class Store:
             raise
         if upgraded is not None:
             log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
-        self._writer = GroupWriter(
-            self._database.transaction, self._database.write_fault, self._database.lock
-        )
+        self._writer = GroupWriter(self._database.transaction, self._database.ways())
 
     @classmethod
     def at(cls, path: Path) -> Store:
