@@ -8,7 +8,7 @@ customer alone gives exactly what deciding a million at once gives for that cust
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ from nextbest.decide.explore import (
     reach,
     uniform,
 )
-from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.frame import Audience, Contexts, Frame, Situation, stamp, utc
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import SHARES, BoundCatalogue
 from nextbest.decide.rules import STEPS, Positions
@@ -94,7 +94,7 @@ class Decisions:
         slots before it; -1 for no offer.
     worth: (n, m) what each offer competed on, before any scarcity price; -inf where it did not
         reach arbitration.
-    offer_counts, stopped, prices, ration: as given to `decide`.
+    offer_counts, stopped, prices, ration, contexts: as given to `decide`.
     """
 
     decision_ids: Sequence[str]
@@ -116,6 +116,7 @@ class Decisions:
     stopped: Mapping[str, LossStatistics]
     prices: Prices | None
     ration: Ration | None
+    contexts: Contexts | None = None
 
     def __len__(self) -> int:
         return len(self.decision_ids)
@@ -160,6 +161,12 @@ class Decisions:
         age = utc(self.situation.decided_at) - utc(self.audience.as_of)
         return age.total_seconds() > limit * 86_400
 
+    def situation_of(self, row: int) -> Situation:
+        """Where and when one customer's offers will be shown."""
+        if self.contexts is None:
+            return self.situation
+        return replace(self.situation, context=self.contexts[row])
+
     def answer(self, row: int) -> dict[str, Any]:
         """The answer for one customer, JSON-able: the offers with their numbers and reasons."""
         return trace.answer(self, row)
@@ -188,6 +195,7 @@ def decide(
     stopped: Mapping[str, LossStatistics] = _NONE_STOPPED,
     prices: Prices | None = None,
     ration: Ration | None = None,
+    contexts: Contexts | None = None,
 ) -> Decisions:
     """Decide which offers to make to each customer, or none.
 
@@ -204,6 +212,7 @@ def decide(
     prices: what using up something scarce costs others, for the offers of the catalogue in its
         order; taken off what offers compete on, except in arms that do not compete on value.
     ration: what limits over all customers leave to each; only a batch knows it.
+    contexts: n contexts, where each customer has one of its own; else the situation's holds for all.
 
     Returns
     -------
@@ -217,7 +226,7 @@ def decide(
     _check(audience, catalogue, policy, situation, decision_ids)
     if prices is not None and prices.offer_ids != catalogue.offer_ids:
         raise UsageError("prices", "they are for other offers", action="Use prices.for_offers")
-    frame = Frame(audience, catalogue, policy, situation)
+    frame = Frame(audience, catalogue, policy, situation, contexts)
     n, m = audience.propensity.shape
     run = _Run(audience, catalogue, policy, situation, frame, np.zeros((n, m), dtype=np.int16))
     run.candidates()
@@ -256,6 +265,7 @@ def decide(
         stopped,
         prices,
         ration,
+        contexts,
     )
 
 

@@ -40,7 +40,7 @@ def inputs_of(decisions: Decisions, row: int, keep: Collection[str] = ()) -> dic
     row: which of the decisions.
     keep: customer columns to keep beside those that catalogue and policy read.
     """
-    at, policy = decisions.situation, decisions.policy
+    at, policy = decisions.situation_of(row), decisions.policy
     return {
         "decision_id": decisions.decision_ids[row],
         "customer_id": decisions.audience.customer_ids[row],

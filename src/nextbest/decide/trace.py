@@ -68,7 +68,8 @@ class _Case:
         self.row = row
         self.known = bool(decisions.audience.known[row])
         self.one = decisions.audience.take([row])
-        self.frame = Frame(self.one, decisions.catalogue, decisions.policy, decisions.situation)
+        self.at = decisions.situation_of(row)
+        self.frame = Frame(self.one, decisions.catalogue, decisions.policy, self.at)
         self._numbers: dict[str, list[float]] = {}
 
     def fate(self, offer: int) -> tuple[str, str]:
@@ -533,7 +534,7 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
     amount that is an expression its text and the values that it read.
     """
     case = _Case(decisions, row)
-    at = decisions.situation
+    at = case.at
     declared = decisions.policy.policy.tables.context
     as_of = decisions.audience.as_of
     offers = []

@@ -74,6 +74,7 @@ def create_app(
     """
     metrics = Metrics()
     runtime = Runtime(project_dir, metrics, clock)
+    decider = Decider(runtime, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,13 +85,14 @@ def create_app(
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
+        await run_in_threadpool(decider.close)
         await run_in_threadpool(runtime.close)
 
     app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.add_middleware(Observed, metrics=metrics)
     add_error_handlers(app)
     access = _Access(runtime, insecure)
-    _decision_routes(app, runtime, Decider(runtime, metrics), access)
+    _decision_routes(app, runtime, decider, access)
     _outcome_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
     _operator_routes(app, runtime, metrics, access)
