@@ -158,7 +158,7 @@ def catalogue(offers: int) -> str:
         if i % 10 == 3:
             lines.append(f'margin = "{30 + i} * margin_rate"')
         if i % 4:
-            lines.append(f'eligibility = "feature_{i % 4} > -1.5 or region = \'north\'"')
+            lines.append(f"eligibility = \"feature_{i % 4} > -1.5 or region = 'north'\"")
         if i % 5 == 0:
             lines += ['goal = "retain"', "save_rate = 0.05"]
         if i % 10 == 1:

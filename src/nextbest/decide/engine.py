@@ -212,7 +212,7 @@ def decide(
     prices: what using up something scarce costs others, for the offers of the catalogue in its
         order; taken off what offers compete on, except in arms that do not compete on value.
     ration: what limits over all customers leave to each; only a batch knows it.
-    contexts: n contexts, where each customer has one of its own; else the situation's holds for all.
+    contexts: n contexts where each customer has one of its own; else the situation's is for all.
 
     Returns
     -------
@@ -223,7 +223,7 @@ def decide(
     UsageError: the situation names a channel that the policy does not have, or an odd value.
     DataError: the audience lacks a column, or its shapes or probabilities are wrong.
     """
-    _check(audience, catalogue, policy, situation, decision_ids)
+    _check(audience, catalogue, policy, situation, decision_ids, contexts)
     if prices is not None and prices.offer_ids != catalogue.offer_ids:
         raise UsageError("prices", "they are for other offers", action="Use prices.for_offers")
     frame = Frame(audience, catalogue, policy, situation, contexts)
@@ -308,6 +308,7 @@ def _check(
     policy: BoundPolicy,
     situation: Situation,
     decision_ids: Sequence[str],
+    contexts: Contexts | None,
 ) -> None:
     channels = policy.policy.tables.channels
     if situation.channel not in channels:
@@ -325,6 +326,8 @@ def _check(
     n, m = len(audience.customer_ids), len(catalogue.offer_ids)
     _check_shape("known", audience.known.shape, (n,))
     _check_shape("decision_ids", (len(decision_ids),), (n,))
+    if contexts is not None:
+        _check_shape("contexts", (len(contexts),), (n,))
     _check_shape("propensity", audience.propensity.shape, (n, m))
     for name, column in audience.columns.items():
         _check_shape(name, column.shape, (n,))

@@ -158,10 +158,8 @@ class Frame:
         return get
 
 
-def _context(
-    policy: BoundPolicy, at: Situation, contexts: Contexts | None
-) -> dict[str, Any]:
-    """Context values by name, of all customers or (n, 1); what the caller does not tell is unknown."""
+def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> dict[str, Any]:
+    """Context values by name, for all or (n, 1); what the caller does not tell is unknown."""
     values: dict[str, Any] = {
         "channel": at.channel,
         "placement": at.placement,

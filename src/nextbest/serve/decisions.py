@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -212,19 +212,25 @@ class Decider:
         ]
         return self._alone(question, question.customer_ids, keys)
 
+    def one_at_a_time(self, customer_ids: Sequence[str]) -> AbstractContextManager[None]:
+        """Keep this process from deciding for these customers meanwhile."""
+        return self._line.alone(customer_ids)
+
     # --- one question, on the caller's thread ------------------------------------------------
 
     def _alone(
         self, question: Question, customer_ids: Sequence[str], keys: Sequence[str | None]
     ) -> list[dict[str, Any]]:
         request, request_hash = _request_of(question)
+        # Of many customers each decision keeps its own alone.
+        shared = {name: value for name, value in request.items() if name != "customer_ids"}
         asked = [
-            Asked(question, customer_id, key, request, request_hash)
+            Asked(question, customer_id, key, {"customer_id": customer_id, **shared}, request_hash)
             for customer_id, key in zip(customer_ids, keys, strict=True)
         ]
         # Requests to this process about one customer wait for each other. Those to other processes
         # do not: whoever finds at the end that one of them was faster decides again.
-        with self._line.alone(customer_ids):
+        with self.one_at_a_time(customer_ids):
             for _ in range(ATTEMPTS):
                 with suppress(HistoryChangedError):
                     return self._decide_once(question, asked)
@@ -269,13 +275,13 @@ class Decider:
         try:
             self._decide_together(group)
         except Exception as error:
-            # Whatever is wrong with one of them alone may not refuse the others.
-            parts = [[waiting] for waiting in group]
-            for part in parts if len(parts) > 1 else ():
-                self._serve(part)
-            if len(parts) == 1:
-                self._line.done(group)
-                tell([(group[0], error)])
+            if len(group) > 1 and not isinstance(error, (Problem, StoreError)):
+                # Whatever is wrong with one of them alone may not refuse the others.
+                for waiting in group:
+                    self._serve([waiting])
+                return
+            self._line.done(group)
+            tell((waiting, error) for waiting in group)
 
     def _decide_together(self, group: list[Waiting[Asked]]) -> None:
         state, store = self._runtime.state(), self._runtime.store()
@@ -296,37 +302,34 @@ class Decider:
                 new.append(waiting)
             except Problem as problem:
                 told.append((waiting, problem))
-        made = None
         if situation is not None:
             made = self._make(state, store, [w.asked for w in new], situation, past)
-        # From here on nothing can go wrong that is not told.
-        self._line.done(waiting for waiting, _ in told)
-        tell(told)
-        if made is not None:
             started = time.perf_counter()
             done = store.submit_decisions(made.records, made.seen)
-            done.add_done_callback(partial(self._kept, new, made, started))
+            done.add_done_callback(partial(self._kept, new, made.records, started))
+        # Only now: what raises above is tried again, one by one.
+        self._line.done(waiting for waiting, _ in told)
+        tell(told)
 
     def _kept(
         self,
         group: list[Waiting[Asked]],
-        made: _Made,
+        records: Sequence[DecisionRecord],
         started: float,
-        done: Future[list[StoredDecision] | None],
+        done: Future[list[StoredDecision]],
     ) -> None:
         """Answer a group when its transaction has ended; called on the writer's thread."""
         self._metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
         error = done.exception()
-        kept = None if error is not None else done.result()
-        if error is None and kept is None:
+        if isinstance(error, HistoryChangedError):
             self._again(group)
             return
         self._line.done(group)
-        if kept is None:
+        if error is not None:
             tell((waiting, error) for waiting in group)
             return
-        new, told = [], []
-        for waiting, record, one in zip(group, made.records, kept, strict=True):
+        kept, new = [], []
+        for waiting, record, one in zip(group, records, done.result(), strict=True):
             answer: Any = record.record["answer"]
             if _is_other(one, record):  # another server was first
                 try:
@@ -336,8 +339,8 @@ class Decider:
                     answer = problem
             else:
                 new.append(record)
-            told.append((waiting, answer))
-        tell(told)
+            kept.append((waiting, answer))
+        tell(kept)
         self._count(new)
 
     def _again(self, group: list[Waiting[Asked]]) -> None:
