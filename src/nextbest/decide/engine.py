@@ -121,14 +121,47 @@ class Decisions:
     def __len__(self) -> int:
         return len(self.decision_ids)
 
-    @property
+    @cached_property
     def eligible(self) -> npt.NDArray[np.bool_]:
         """(n, m) offers that passed every step before arbitration: what could be chosen from."""
-        final = [
-            step in ("arbitration", "arm", "chosen") or (step, reason) == b.SCARCE
-            for step, reason in self.policy.fates.names
+        return self.policy.fates.final[self.fates]
+
+    @cached_property
+    def decided_at(self) -> str:
+        """When it was decided, as answers write it."""
+        return trace.written_time(self.situation.decided_at)
+
+    @cached_property
+    def counts(self) -> list[contact.Counts]:
+        """What each limit of this channel counted."""
+        return list(
+            contact.count(
+                self.policy.limits,
+                self.audience.contacts,
+                self.policy.groups,
+                n_customers=len(self),
+                n_offers=self.fates.shape[1],
+                channel=self.situation.channel,
+                decided_at=stamp(self.situation.decided_at),
+            )
+        )
+
+    @cached_property
+    def context_holds(self) -> list[npt.NDArray[np.bool_]]:
+        """For each context weight, (n, m) where its condition holds."""
+        if not self.policy.context_weights:
+            return []
+        frame = Frame(self.audience, self.catalogue, self.policy, self.situation, self.contexts)
+        get = frame.lookup(_EVERY)
+        return [
+            np.broadcast_to(rule.satisfied(get), self.fates.shape)
+            for _, rule, _ in self.policy.context_weights
         ]
-        return np.array(final)[self.fates]
+
+    @cached_property
+    def notes(self) -> dict[Any, Any]:
+        """What `nextbest.decide.inputs` has written down so far of all customers together."""
+        return {}
 
     @cached_property
     def losses(self) -> Earnings:
@@ -152,7 +185,7 @@ class Decisions:
 
         return Earnings(lost(earned.ignored), lost(earned.answered))
 
-    @property
+    @cached_property
     def profile_stale(self) -> bool:
         """Whether the profiles are older than the policy's freshness limit."""
         limit = self.policy.policy.tables.profiles.freshness_limit_days
@@ -454,7 +487,7 @@ class _Run:
             )
         )
         for counted in counts:
-            self._remove(("contact_policy", counted.limit.name), counted.reached())
+            self._remove(("contact_policy", counted.limit.name), counted.reached)
         return counts
 
     def consent(self) -> npt.NDArray[np.bool_]:
