@@ -249,7 +249,7 @@ def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:
     """Values of one type as JSON holds them: null is unknown, an infinity is a text."""
     if kind == "timestamp":
         texts = np.datetime_as_string(np.asarray(values, dtype="datetime64[us]"))
-        values = np.where(texts == "NaT", None, texts.astype(object))
+        return [None if text == "NaT" else text for text in texts.tolist()]
     if kind == "number":
         values = np.asarray(values, dtype=np.float64)
         if np.isfinite(values).all():

@@ -25,11 +25,12 @@ from nextbest.serve.audience import Past, past_of
 from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.line import Line, Waiting, tell
 from nextbest.serve.problems import Problem, pointer
+from nextbest.serve.question import DecisionQuestion
 from nextbest.serve.recording import explained, record_of
 from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
-from nextbest.serve.schemas import BatchRequest, DecisionRequest
+from nextbest.serve.schemas import BatchRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
@@ -44,7 +45,7 @@ _KEY_SEPARATOR = "\x1f"
 ATTEMPTS = 100
 # Counting reads the whole contact log; a minute more or less of it changes no probability much.
 COUNTS_SECONDS = 60.0
-Question = DecisionRequest | BatchRequest
+Question = DecisionQuestion | BatchRequest
 
 
 def new_decision_id() -> str:
@@ -186,7 +187,7 @@ class Decider:
         """Answer whoever waits, then stop."""
         self._line.close()
 
-    def one(self, question: DecisionRequest) -> dict[str, Any]:
+    def one(self, question: DecisionQuestion) -> dict[str, Any]:
         """Decide for one customer and return the answer once it is on disk."""
         if question.explain:  # takes long: nobody else should wait for it
             return self._alone(question, [question.customer_id], [question.idempotency_key])[0]
@@ -194,7 +195,7 @@ class Decider:
         self._join(question, answer)
         return answer.result()
 
-    async def soon(self, question: DecisionRequest) -> dict[str, Any]:
+    async def soon(self, question: DecisionQuestion) -> dict[str, Any]:
         """Do the same as `one` without a thread that waits."""
         if question.explain:
             return await asyncio.to_thread(self.one, question)
@@ -261,7 +262,7 @@ class Decider:
 
     def _join(
         self,
-        question: DecisionRequest,
+        question: DecisionQuestion,
         answer: Future[dict[str, Any]] | asyncio.Future[dict[str, Any]],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
@@ -426,7 +427,10 @@ class Decider:
 
 def _request_of(question: Question) -> tuple[dict[str, Any], str]:
     """Return what is kept of a question, and its hash."""
-    request = question.model_dump(mode="json", exclude={"idempotency_key"})
+    if isinstance(question, DecisionQuestion):
+        request = question.request
+    else:
+        request = question.model_dump(mode="json", exclude={"idempotency_key"})
     said = msgspec.json.encode(request, order="sorted")
     return request, hashlib.sha256(said).hexdigest()
 
