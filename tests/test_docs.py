@@ -327,6 +327,7 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[arms]": policy.Arms,
     "[exploration]": policy.Exploration,
     "[budgets]": policy.Budgets,
+    "[gates]": policy.Gates,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
 }
