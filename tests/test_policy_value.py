@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from nextbest.decide.policy import Policy
 from nextbest.errors import ConfigError, DataError, GateRefusal, UsageError
 from nextbest.learn.metrics import Metric
 from nextbest.measure import ope
+from nextbest.measure.ope import reward
 from nextbest.measure.ope.log import LoggedPolicy
 from nextbest.policy_value import ASSUMPTIONS, PolicyValue, Question, value_of
 from nextbest.project import Project
@@ -35,8 +37,24 @@ EVERY, PEOPLE = sorted(WORLDS), 900
 WORSE = '[arbitration]\nobjective = "propensity / propensity"\n'
 
 
+_FOUND: dict[tuple[Any, ...], PolicyValue] = {}
+
+
 def value(shop: LoggedShop, policy: Path, **asked: Any) -> PolicyValue:
-    return value_of(Project.open(shop.root), Question(policy, **asked), lambda _: None)
+    """What is asked more than once of the same log is worked out once."""
+    key = (shop.root, policy, policy.read_text(), str(asked))
+    if key not in _FOUND:
+        question = Question(policy, **asked)
+        _FOUND[key] = value_of(Project.open(shop.root), question, lambda _: None)
+    return _FOUND[key]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_model() -> Iterator[None]:
+    """The verdict does not depend on the reward model, and a line is fitted in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "default_model", lambda _: LinearRegression())
+        yield
 
 
 def again(shop: LoggedShop, policy: Path, **asked: Any) -> Reconsidered:
@@ -110,9 +128,9 @@ def test_the_interval_is_right_as_often_as_it_says(shops: dict[str, LoggedShop])
         rows = np.arange(n)
         answer = random.random(n) < likely[rows, offer]
         earned = answer * (margin - incentive)[offer] - truth.contact_cost[0]
-        reward = np.where(made, earned - alone[rows, offer] * margin[offer], 0.0)
+        profit = np.where(made, earned - alone[rows, offer] * margin[offer], 0.0)
         log = LoggedPolicy(
-            np.arange(n), decided.offer_ids, action, reward, decided.logged[rows, action],
+            np.arange(n), decided.offer_ids, action, profit, decided.logged[rows, action],
             probabilities=decided.logged, context=likely,
         )  # fmt: skip
         estimate = ope.evaluate(log, decided.other, model=LinearRegression()).primary.value
@@ -134,13 +152,13 @@ def test_every_decision_is_made_again_as_for_everybody_at_once(
     assert len(found.decided) == shop.shop.customers and not found.decided.left_out
     # What came of each: margin less incentive where it was answered, less cost and subsidy leak.
     truth, lots = shop.truth, np.random.default_rng([shop.seed, 99]).random((PEOPLE, len(OFFERS)))
-    reward = np.zeros(PEOPLE)
+    earned = np.zeros(PEOPLE)
     for i, j in enumerate(logged.chosen[:, 0]):
         if j >= 0:
             hit = lots[i, j] < truth.contacted[i, j]
-            reward[i] = hit * (truth.margin[j] - truth.incentive_cost[j]) - truth.contact_cost[j]
-            reward[i] -= truth.left_alone[i, j] * truth.margin[j]
-    assert found.found.logged.value == pytest.approx(reward.mean())
+            earned[i] = hit * (truth.margin[j] - truth.incentive_cost[j]) - truth.contact_cost[j]
+            earned[i] -= truth.left_alone[i, j] * truth.margin[j]
+    assert found.found.logged.value == pytest.approx(earned.mean())
     answered = value(shop, greedy, reward="response").found.logged.value
     chosen = logged.chosen[:, 0]
     hits = [chosen[i] >= 0 and lots[i, chosen[i]] < truth.contacted[i, chosen[i]]
@@ -228,7 +246,9 @@ def test_what_several_policies_and_first_slots_mean_is_said(shops: dict[str, Log
     asked = {"every_policy": True, "first_slot": True}
     found = value(shop, shop.policy(name="greedy.toml"), **asked)
     assert len(found.assumptions) == len(ASSUMPTIONS) + 1
-    two = replace(found, decided=replace(found.decided, policies={"a": 1, "b": 2}))
+    policies = {"a": 1, "b": 2}
+    two = replace(found, decided=replace(found.decided, policies=policies, retaining=("stay",)))
+    assert "of offers that keep customers (stay)" in two.assumptions[-1]
     assert "made by 2 policies" in "\n".join(two.lines())
     with pytest.raises(UsageError, match="about profit over that of the live policy"):
         found.gate(0)

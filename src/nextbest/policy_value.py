@@ -138,10 +138,18 @@ class PolicyValue:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What must be taken on trust, of this evaluation."""
-        if not self.question.first_slot:
-            return ASSUMPTIONS
-        return (*ASSUMPTIONS, "What the first of several offers earns does not depend on those "
-                "behind it: only first slots are counted.")  # fmt: skip
+        more = []
+        if self.question.first_slot:
+            more.append(
+                "What the first of several offers earns does not depend on those behind it: only "
+                "first slots are counted."
+            )
+        if self.decided.retaining and self.question.reward == "profit":
+            more.append(
+                "What is not seen within the window is not counted: of offers that keep customers ("
+                + ", ".join(self.decided.retaining) + ") that is most of their worth."
+            )  # fmt: skip
+        return (*ASSUMPTIONS, *more)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""

@@ -89,6 +89,7 @@ class Reconsidered:
     left_out : how many decisions are not among them, by reason (`LEFT_OUT`).
     policies, catalogues : how many were decided by each policy, and from each catalogue, by
         content hash.
+    retaining : offers that are made to keep customers, whatever they bring at once.
     windows : days until the answers to a decision were complete, for any offer of its catalogue.
     """
 
@@ -103,6 +104,7 @@ class Reconsidered:
     left_out: Mapping[str, int]
     policies: Mapping[str, int]
     catalogues: Mapping[str, int]
+    retaining: tuple[str, ...]
     windows: tuple[float, float]
 
     def __len__(self) -> int:
@@ -303,6 +305,16 @@ class _Again:
             left,
             dict(self._policies),
             dict(self._decided_from),
+            tuple(
+                sorted(
+                    {
+                        o.id
+                        for c in self._catalogues.values()
+                        for o in c.offers
+                        if o.goal == "retain"
+                    }
+                )
+            ),
             (min(self._windows.values()), max(self._windows.values())),
         )
 
