@@ -172,7 +172,7 @@ def features(project: ProjectDir = HERE, json_: Json = False) -> None:
         step("look at the data's columns")
         found, missing = jobs.features(opened)
     if json_:
-        _show({"features": [vars(f) for f in found], "unavailable": list(missing)})
+        _show({"features": [f.to_dict() for f in found], "unavailable": list(missing)})
         return
     show.out(*show.features(found))
     print(f"{len(found)} features.")
