@@ -1,0 +1,164 @@
+"""One database: its connections, its transactions, and its faults in our words."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from nextbest.errors import StoreError
+from nextbest.serve.store.rows import BACKENDS
+
+__all__ = ["Database"]
+
+# A process of our own may be in the middle of one; more than this and something is wrong.
+STATEMENT_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_SECONDS = 5
+
+# Every request thread may read at once (AnyIO runs 40), beside the writer.
+POOL = {"pool_size": 8, "max_overflow": 40}
+# Of the driver itself: the PRAGMAs of a new connection raise what SQLAlchemy has not wrapped.
+FAULTS = (SQLAlchemyError, sqlite3.Error)
+
+
+# Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
+# for (6,400 by default), however many customers one transaction is about.
+_LOCK_SPACE = 0x6E6278
+_STRIPES = 1_024
+_LOCK = sa.text(
+    "SELECT pg_advisory_xact_lock(:space, key) FROM unnest(CAST(:keys AS integer[])) AS key"
+)
+
+
+class Database:
+    """Opens transactions on the database of a URL.
+
+    Parameters
+    ----------
+    url: an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://`` takes psycopg).
+    busy_timeout_ms: how long to wait for somebody else's lock.
+
+    Raises
+    ------
+    StoreError: the URL cannot be used, or its folder cannot be made.
+    """
+
+    def __init__(self, url: str, busy_timeout_ms: int) -> None:
+        try:
+            parsed = sa.make_url(url)
+            self.where = "store " + parsed.render_as_string(hide_password=True)
+            if parsed.get_backend_name() not in BACKENDS:
+                raise ArgumentError(f"no support for {parsed.get_backend_name()}")
+            if parsed.get_backend_name() == "sqlite":
+                self.engine = self._sqlite(parsed, busy_timeout_ms)
+            else:
+                self.engine = _postgresql(parsed, busy_timeout_ms)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise StoreError(
+                "store",
+                "the database URL cannot be used",
+                expected="an SQLite or PostgreSQL URL whose driver is installed",
+                got=str(error).split("\n")[0],
+                action="Unset NEXTBEST_STORE to use the project's own SQLite file",
+            ) from error
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Open a connection to read with; a fault becomes a StoreError."""
+        with self.told("cannot be read"), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Open a transaction to write in, which is on disk when it is left; faults are raw."""
+        with self.engine.execution_options(nextbest_write=True).begin() as connection:
+            yield connection
+
+    def lock(self, connection: sa.Connection, names: Iterable[str]) -> None:
+        """Keep every other writer away from these names until the transaction ends.
+
+        In SQLite there is one writer at a time, whatever the names. In PostgreSQL writers of the
+        same name wait for each other; all take their locks in one order, so that no two wait for
+        each other.
+        """
+        if connection.dialect.name != "postgresql":
+            return
+        keys = sorted({_stripe(name) for name in names})
+        if keys:
+            connection.execute(_LOCK, {"space": _LOCK_SPACE, "keys": keys})
+
+    @contextmanager
+    def told(self, problem: str) -> Iterator[None]:
+        """Turn the database's faults into a StoreError that says what could not be done."""
+        try:
+            yield
+        except FAULTS as error:
+            raise self.fault(problem, error) from error
+
+    def write_fault(self, error: Exception) -> Exception:
+        """Return a database's fault in writing as a StoreError, and any other as it is."""
+        return self.fault("cannot be written", error) if isinstance(error, FAULTS) else error
+
+    def fault(self, problem: str, error: BaseException) -> StoreError:
+        """Return the StoreError that tells of ``error``."""
+        cause = getattr(error, "orig", None) or error
+        return StoreError(
+            self.where,
+            problem,
+            got=str(cause).split("\n")[0],
+            action="Check disk space, permissions and other processes that hold it; then try again",
+        )
+
+    def _sqlite(self, url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
+        try:
+            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.fault("cannot be opened", error) from error
+        engine = sa.create_engine(url, **POOL)
+
+        @event.listens_for(engine, "connect")
+        def _connect(connection: Any, _: object) -> None:
+            # We say BEGIN ourselves (below): the driver's own guess starts transactions too late.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            # A writer takes the lock at once: upgrading a read in mid-transaction can only fail.
+            write = connection.get_execution_options().get("nextbest_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        return engine
+
+
+def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    # What durability rests on comes last, where no other option overrules it.
+    options = (
+        f"-c lock_timeout={busy_timeout_ms}",
+        f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+        str(url.query.get("options", "")),
+        "-c synchronous_commit=on",
+    )
+    settings: dict[str, Any] = {"options": " ".join(options)}
+    if "connect_timeout" not in url.query:
+        settings["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
+    return sa.create_engine(url, pool_pre_ping=True, connect_args=settings, **POOL)
+
+
+def _stripe(name: str) -> int:
+    # The same in every process, which Python's own hash is not.
+    return zlib.crc32(name.encode()) % _STRIPES
