@@ -82,7 +82,9 @@ def moments(since: datetime, until: datetime) -> st.SearchStrategy[datetime]:
 def rows(draw: st.DrawFn, table: str, since: datetime, until: datetime) -> list[Row]:
     found = []
     for _ in range(draw(st.integers(0, 12))):
-        at = draw(moments(since, until))
+        # Two things at one moment are a case of their own.
+        again = [at_of(table, r) for r in found] if found and draw(st.booleans()) else []
+        at = draw(st.sampled_from(again) if again else moments(since, until))
         late = timedelta(seconds=draw(st.sampled_from((0, 0, 0, 90, 86_400))))
         row: Row = {"customer_id": draw(st.sampled_from(CUSTOMERS[:3])), "known_at": at + late}
         if table == "events":
