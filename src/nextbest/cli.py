@@ -394,7 +394,8 @@ def decide(
             names, fault = state.bundle.score_names, state.ignored_prices(made)
             answer, trace = recording.answer_of(made, 0, names, fault), None
             if explain:
-                moved = recording.contributions_of(state.shaper, answer)
+                live = made.audience.live.get(customer)
+                moved = recording.contributions_of(state.shaper, answer, live)
                 trace = recording.explained(made, 0, moved)
             if json_:
                 _show({**answer, "trace": trace} if explain else answer)

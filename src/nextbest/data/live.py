@@ -209,29 +209,30 @@ def updated(
     as_of, now : the moments of the refresh and of the answer, naive UTC.
     """
     held = recent.take(rows)
-    customer, at, kind = (np.concatenate(both) for both in zip(held, since, strict=True))
+    customer = np.concatenate([held[0], since[0]])
+    at, kind = np.concatenate([held[1], since[1]]), np.concatenate([held[2], since[2]])
     is_new = np.arange(len(customer)) >= len(held[0])
     moment = np.datetime64(now, "us")
     ages = (_seconds(moment) - _seconds(at)) / _SECONDS_PER_DAY
     code = {name: i for i, name in enumerate(recent.window.kinds)}
 
-    def youngest(of: str | None, among: NDArray[np.bool_] | None = None) -> Array:
-        """(c,) age of each customer's last row of a kind, infinite where there is none."""
-        chosen = _of(kind, code, of) if among is None else _of(kind, code, of) & among
+    def youngest(chosen: NDArray[np.bool_]) -> Array:
+        """(c,) age of each customer's last row among those chosen, infinite where none is."""
         found = np.full(len(before), np.inf)
         np.minimum.at(found, customer[chosen], ages[chosen])
         return found
 
     values = np.empty(before.shape)
     for j, live in enumerate(lives):
+        mine, days = _of(kind, code, live.of), np.inf if live.days is None else live.days
         if live.measure == "days_since":
-            last = np.fmin(_aged(before[:, j], as_of, moment), youngest(live.of, is_new))
+            last = np.fmin(_aged(before[:, j], as_of, moment), youngest(mine & is_new))
             values[:, j] = np.where(np.isinf(last), np.nan, last)
         elif live.measure == "left_behind":
-            left = youngest(live.of)
-            values[:, j] = (left <= live.days) & (left < youngest(live.until))
+            left, ended = youngest(mine), youngest(_of(kind, code, live.until))
+            values[:, j] = (left <= days) & (left < ended)
         else:
-            counts = _of(kind, code, live.of) & (is_new if live.days is None else ages <= live.days)
+            counts = mine & (is_new if live.days is None else ages <= days)
             earlier = before[:, j] if live.days is None else 0.0
             values[:, j] = earlier + np.bincount(customer[counts], minlength=len(before))
     return values

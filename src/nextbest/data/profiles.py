@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nextbest.data.snapshots import ProfileFrames
 
-FORMAT = 1
+FORMAT = 2
 _ARRAYS = ("customer_ids", "matrix", "offer_matrix", "pairs")
 Array = NDArray[np.float64]
 

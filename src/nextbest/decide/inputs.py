@@ -80,12 +80,15 @@ def profile_of(
 ) -> dict[str, Any]:
     """Return what is known of one customer, JSON-able: wanted columns, propensities, versions.
 
+    ``live`` is there only where something of it is newer than the profiles.
+
     Parameters
     ----------
     known: types of the columns by name.
     wanted: names of columns; those that the audience does not have are left out.
     """
     types: dict[str, ColumnType] = {}
+    customer_id = audience.customer_ids[row]
 
     def part(columns: Mapping[str, npt.NDArray[Any]], *at: int) -> dict[str, Any]:
         found = sorted(wanted & columns.keys())
@@ -101,6 +104,7 @@ def profile_of(
         "offer_columns": part(audience.offer_columns),
         "types": types,
         "versions": dict(audience.versions),
+        **({"live": dict(live)} if (live := audience.live.get(customer_id)) else {}),
     }
 
 
@@ -155,6 +159,7 @@ def audience_of(inputs: Mapping[str, Any]) -> Audience:
         contacts=past,
         as_of=None if profile["as_of"] is None else datetime.fromisoformat(profile["as_of"]),
         versions=profile["versions"],
+        live={inputs["customer_id"]: profile["live"]} if "live" in profile else {},
     )
 
 

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from nextbest import __version__
 from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
+from nextbest.serve.audience import past_of
 from nextbest.serve.auth import authenticate
 from nextbest.serve.decisions import Decider
 from nextbest.serve.http import Observed, add_error_handlers, body
@@ -324,19 +325,26 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         dependencies=[access("read")],
     )
     def customer(customer_id: str) -> Response:
-        """Features and scores as of the last refresh."""
+        """Features and scores as of the last refresh; live ones, and what follows them, as of now.
+
+        `live` says which those are, where there is news of the customer.
+        """
         state = runtime.state()
-        profile = state.shaper.profile(customer_id)
-        if profile is None:
+        past = past_of(runtime.store(), [customer_id], state.shaper.overlay.events_since)
+        now = state.moment(runtime.clock)
+        found = state.shaper.profile(customer_id, state.shaper.news([customer_id], past, now))
+        if found is None:
             raise Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
+        profile, live = found
         scores = state.bundle.score_names
         return _json(
             {
                 "customer_id": customer_id,
                 "as_of": _moment(state.bundle.as_of),
-                "profile_stale": state.is_stale(state.moment(runtime.clock)),
+                "profile_stale": state.is_stale(now),
                 "features": {k: v for k, v in profile.items() if k not in scores},
                 "scores": {name: profile.get(name) for name in scores},
+                "live": None if live is None else {"at": _moment(now), **live},
                 "bundle": state.bundle.id,
             }
         )

@@ -70,13 +70,15 @@ def decide_for(
     learnt : how offers have done so far; None asks the store (`learnt_of`).
     prices, ration : what is scarce (`engine.decide`).
     """
-    past = past_of(store, customer_ids) if past is None else past
+    if past is None:
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
     if learnt is None:
         learnt = learnt_of(store, state.rules.tables.exploration, situation.decided_at)
+    news = state.shaper.news(customer_ids, past, situation.decided_at)
     if state.rules.tables.contact.count_history:
         past = past.joined(state.shaper.warehouse(customer_ids))
     contacts = past.history(customer_ids, state.shaper.offer_ids)
-    audience = state.shaper.audience(customer_ids, contacts)
+    audience = state.shaper.audience(customer_ids, contacts, news)
     return decide(
         audience,
         state.catalogue,
@@ -187,7 +189,7 @@ class Decider:
             if earlier:
                 found = [earlier.get(key or "") for key in keys]
                 return self._repeated(question, request_hash, found)
-        past = past_of(store, customer_ids)
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
         # Only now look at the clock: no contact that another process made may lie in the future.
         situation = situation_of(state, question, state.moment(self._runtime.clock))
         ids = [new_decision_id() for _ in customer_ids]

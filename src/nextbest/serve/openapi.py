@@ -156,8 +156,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "customer_id": "1",
             "as_of": "2017-12-10T05:00:00Z",
             "profile_stale": False,
-            "features": {"orders_91d": 21.0, "age_band": "65+"},
+            "features": {"orders_91d": 21.0, "age_band": "65+", "contacts_28d": 2.0},
             "scores": _SCORES,
+            "live": {
+                "at": "2017-12-11T18:00:00Z",
+                "heard": {"contacts": 1},
+                "features": {"contacts_28d": [1.0, 2.0]},
+                "scores": {"churn_probability": [0.064, 0.061]},
+            },
             "bundle": "5c1f0a9be2d34f77",
         }
     },

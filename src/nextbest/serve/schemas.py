@@ -333,8 +333,24 @@ class StoredDecisionAnswer(_Answer):
     outcomes: list[StoredOutcome]
 
 
+class LiveAnswer(_Answer):
+    """What changed since the last refresh, each with its value then and now; null is unknown."""
+
+    at: datetime = Field(description="The moment that live features are as of.")
+    heard: dict[str, int] = Field(description="How much came since the refresh, by table.")
+    features: dict[str, tuple[float | None, float | None]]
+    scores: dict[str, tuple[float | None, float | None]]
+    kept: list[str] = Field(
+        default_factory=list,
+        description="Scores that read a changed feature and can only be computed at a refresh.",
+    )
+
+
 class CustomerAnswer(_Answer):
-    """What is known of a customer: features and scores as of the last refresh."""
+    """What is known of a customer: features and scores as of the last refresh, live ones as of now.
+
+    `live` is null where nothing has happened since the refresh.
+    """
 
     customer_id: str
     as_of: datetime
@@ -343,6 +359,7 @@ class CustomerAnswer(_Answer):
     )
     features: dict[str, float | str | bool | None]
     scores: ScoresAnswer
+    live: LiveAnswer | None = None
     bundle: str
 
 
