@@ -329,6 +329,7 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[budgets]": policy.Budgets,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
+    "Report what customers do": schemas.EventReport,
 }
 # Where the manual's word for a default is better than the value's.
 IN_WORDS = {

@@ -169,6 +169,7 @@ def check_curl(words: Sequence[str]) -> None:
         "/v1/decisions": schemas.DecisionRequest,
         "/v1/decisions/batch": schemas.BatchRequest,
         "/v1/outcomes": schemas.OutcomeReport,
+        "/v1/events": schemas.EventReport,
     }
     for body in bodies:
         models[found[0][1]].model_validate_json(body)

@@ -90,10 +90,9 @@ def _after_1970(value: datetime) -> datetime:
 
 
 # Control characters break logs and terminals, and PostgreSQL takes no NUL.
-Id = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-]
-EventType = Annotated[str, StringConstraints(max_length=64), Id]
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
+Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_PRINTABLE)]
+EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_PRINTABLE)]
 Scalar = Annotated[str | float | bool | None, BeforeValidator(_scalar)]
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
 OutcomeType = Annotated[
