@@ -429,13 +429,18 @@ def describe(groups: Sequence[FeatureGroup], tables: Mapping[str, ir.Table]) -> 
     return tuple(found)
 
 
-def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+def everything(groups: Sequence[FeatureGroup]) -> tuple[Feature, ...]:
     """Return the features that the groups give where the data hold every column of the contract."""
     tables = {
         name: ibis.table({c.name: c.dtype for c in spec.columns}, name=name)
         for name, spec in TABLES.items()
     }
-    return frozenset(f.name for f in describe(available(groups, tables)[0], tables))
+    return describe(available(groups, tables)[0], tables)
+
+
+def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+    """Return the names of `everything`."""
+    return frozenset(f.name for f in everything(groups))
 
 
 def _unbound(name: str, table: ir.Table) -> ir.Table:
