@@ -1,4 +1,4 @@
-"""The HTTP API of a project: decisions, outcomes, customers, offers, models, health.
+"""The HTTP API of a project: decisions, outcomes, events, customers, offers, models, health.
 
 The routes are synchronous on purpose: they wait for the disk, and FastAPI runs them on threads.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +22,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
+from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
+from nextbest.serve.audience import past_of
 from nextbest.serve.auth import Caller, authenticate
 from nextbest.serve.decisions import Decider
 from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
-from nextbest.serve.parsing import parse, parse_decision, parse_outcomes
+from nextbest.serve.parsing import parse, parse_decision, parse_events, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
 from nextbest.serve.replay import trace_of
@@ -40,6 +42,9 @@ from nextbest.serve.schemas import (
     CustomerAnswer,
     DecisionAnswer,
     DecisionRequest,
+    EventReport,
+    EventResult,
+    EventsAnswer,
     Health,
     ModelsAnswer,
     OutcomeReport,
@@ -105,6 +110,7 @@ def create_app(
         app.short_way = Observed(ShortWay(decider, access, route), metrics)
     app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
+    _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
@@ -283,14 +289,49 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _A
         results = reported.record(runtime.store(), reports, state.offers.offer_ids, now)
         for one, result in zip(reports, results, strict=True):
             metrics.outcomes.labels(one.outcome_type, result.status).inc()
-        refused = [result for result in results if result.status == "refused"]
-        if len(refused) == len(results):
-            raise _refusal(results, many)
-        content = {"results": [result.model_dump(exclude_none=True) for result in results]}
-        return _json(content, 207 if refused else 200)
+        return _results(results, many, "outcomes")
 
 
-def _refusal(results: list[OutcomeResult], many: bool) -> Problem:
+def _event_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Access) -> None:
+    codes = (*_BODY_CODES, "event-in-future", "event-conflict", "not-ready")
+
+    # The scope is that of outcomes: both are reports of what customers did, from the same systems.
+    @app.post(
+        "/v1/events",
+        tags=["events"],
+        summary="Report what customers do",
+        response_model=EventsAnswer,
+        responses=answers("/v1/events", EventsAnswer, codes, also=[207]),
+        openapi_extra=takes(EventReport, many=True),
+        dependencies=[access("outcomes")],
+    )
+    def report(raw: Body) -> Response:
+        """One event or a list of up to 1,000. What is acknowledged is on disk, once.
+
+        Live features of the customer's next decision count it. Of a list each event is kept or
+        refused by itself: 200 where all were kept, 207 where some were, a problem where none was.
+        """
+        reports, many = parse_events(raw)
+        state = runtime.state()
+        now = max(runtime.clock(), state.moment(runtime.clock))
+        results = happened.record(runtime.store(), reports, now)
+        for result in results:
+            metrics.events.labels(result.status).inc()
+        return _results(results, many, "events")
+
+
+def _results(
+    results: Sequence[OutcomeResult] | Sequence[EventResult], many: bool, what: str
+) -> Response:
+    """Answer what became of each report, or refuse where none was kept."""
+    refused = [result for result in results if result.status == "refused"]
+    if len(refused) == len(results):
+        raise _refusal(refused, many, what)
+    content = {"results": [result.model_dump(exclude_none=True) for result in results]}
+    return _json(content, 207 if refused else 200)
+
+
+def _refusal(results: Sequence[OutcomeResult | EventResult], many: bool, what: str) -> Problem:
     errors = [
         {
             "pointer": f"/{number}/{result.field}" if many else f"/{result.field}",
@@ -301,8 +342,8 @@ def _refusal(results: list[OutcomeResult], many: bool) -> Problem:
     ]
     code, detail = str(results[0].code), str(results[0].detail)
     if many and len(results) > 1:
-        detail = f"None of the {len(results)} outcomes was kept. The first: {detail}"
-    status = 409 if code == "outcome-conflict" and not many else 422
+        detail = f"None of the {len(results)} {what} was kept. The first: {detail}"
+    status = 409 if code.endswith("-conflict") and not many else 422
     return Problem(code, detail, status=status, errors=errors)
 
 
@@ -318,19 +359,26 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         dependencies=[access("read")],
     )
     def customer(customer_id: str) -> Response:
-        """Features and scores as of the last refresh."""
+        """Features and scores as of the last refresh; live ones, and what follows them, as of now.
+
+        `live` says which those are, where there is news of the customer.
+        """
         state = runtime.state()
-        profile = state.shaper.profile(customer_id)
-        if profile is None:
+        past = past_of(runtime.store(), [customer_id], state.shaper.overlay.events_since)
+        now = state.moment(runtime.clock)
+        found = state.shaper.profile(customer_id, state.shaper.news([customer_id], past, now))
+        if found is None:
             raise Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
+        profile, live = found
         scores = state.bundle.score_names
         return _json(
             {
                 "customer_id": customer_id,
                 "as_of": _moment(state.bundle.as_of),
-                "profile_stale": state.is_stale(state.moment(runtime.clock)),
+                "profile_stale": state.is_stale(now),
                 "features": {k: v for k, v in profile.items() if k not in scores},
                 "scores": {name: profile.get(name) for name in scores},
+                "live": None if live is None else {"at": _moment(now), **live},
                 "bundle": state.bundle.id,
             }
         )
