@@ -136,6 +136,16 @@ def _is_moment(text: str) -> bool:
     return True
 
 
+def _each(request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The request as each decision's record keeps it: of many customers, each has its own alone."""
+    if "customer_ids" not in request:
+        yield request
+        return
+    shared = {name: value for name, value in request.items() if name != "customer_ids"}
+    for customer_id in request["customer_ids"]:
+        yield {"customer_id": customer_id, **shared}
+
+
 class Decider:
     """Answers decision requests of one server."""
 
@@ -166,7 +176,7 @@ class Decider:
         request_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         # Requests to this process about one customer wait for each other. Those to other processes
         # do not: whoever finds at the end that one of them was faster decides again.
-        with self._one_at_a_time(customer_ids):
+        with self.one_at_a_time(customer_ids):
             for _ in range(ATTEMPTS):
                 with suppress(HistoryChangedError):
                     return self._decide_once(question, customer_ids, keys, request, request_hash)
@@ -199,8 +209,8 @@ class Decider:
             )
         with self._metrics.stage("explain"):
             records = [
-                record_of(state, decisions, row, request, request_hash, key)
-                for row, key in enumerate(keys)
+                record_of(state, decisions, row, asked, request_hash, key)
+                for row, (key, asked) in enumerate(zip(keys, _each(request), strict=True))
             ]
         seen = past.rows(customer_ids) if state.policy.limits else None
         with self._metrics.stage("store"):
@@ -242,7 +252,8 @@ class Decider:
         return answers
 
     @contextmanager
-    def _one_at_a_time(self, customer_ids: Sequence[str]) -> Iterator[None]:
+    def one_at_a_time(self, customer_ids: Sequence[str]) -> Iterator[None]:
+        """Keep this process from deciding for these customers meanwhile."""
         # In a fixed order, or two batches could wait for each other for ever.
         stripes = sorted({hash(customer_id) % _STRIPES for customer_id in customer_ids})
         with ExitStack() as held:

@@ -9,11 +9,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nextbest.errors import did_you_mean
 from nextbest.serve.problems import Problem, pointer
-from nextbest.serve.schemas import MAX_BATCH, OutcomeReport
+from nextbest.serve.schemas import ID, MAX_BATCH, OutcomeReport
 
-__all__ = ["parse", "parse_outcomes"]
+__all__ = ["is_id", "parse", "parse_outcomes"]
 
 MAX_ERRORS = 50
+# A name may be as long as a body; what we say of it may not.
+MAX_NAME = 128
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -21,6 +23,11 @@ _REPORTS = TypeAdapter(
     Annotated[list[OutcomeReport], Field(min_length=1, max_length=MAX_BATCH, strict=True)]
 )
 _KINDS = {str: "text", bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
+
+
+def is_id(text: str) -> bool:
+    """Tell whether anybody could have this id: a path may hold what no id does, NUL for one."""
+    return ID.fullmatch(text) is not None
 
 
 def parse(model: type[M], body: bytes) -> M:
@@ -59,7 +66,7 @@ def _refusal(error: ValidationError, model: type[BaseModel]) -> Problem:
 
 
 def _entry(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, str]:
-    path = [step for step in fault["loc"] if step != "[key]"]
+    path = [_short(step) for step in fault["loc"] if step != "[key]"]
     about_key = "[key]" in fault["loc"]
     if fault["type"] == "extra_forbidden":
         known = list(model.model_fields)
@@ -70,6 +77,12 @@ def _entry(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, str]:
     else:
         detail = ("The name: " if about_key else "") + _said(fault)
     return {"pointer": pointer(path), "detail": detail}
+
+
+def _short(step: str | int) -> str | int:
+    if isinstance(step, str) and len(step) > MAX_NAME:
+        return step[:MAX_NAME] + "…"
+    return step
 
 
 def _said(fault: Mapping[str, Any]) -> str:

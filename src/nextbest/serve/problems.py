@@ -67,6 +67,11 @@ CODES: Mapping[str, Code] = {
         "The request breaks the schema",
         "Mend every entry of `errors`; each names its place as a JSON pointer.",
     ),
+    "rate-limited": Code(
+        (429,),
+        "The key has sent too many requests",
+        "Try again after `Retry-After` seconds; `nextbest keys list` shows the key's limit.",
+    ),
     "unknown-channel": Code(
         (422,), "The policy has no such channel", "Use a channel under `[channels]` of the policy."
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nextbest.errors import UsageError
+from nextbest.serve.access import is_loopback
 from nextbest.serve.runtime import load_state, open_store
 
 __all__ = ["bind_socket", "check_start", "run_server"]
@@ -47,6 +47,7 @@ def run_server(
     shown = f"[{host}]" if ":" in host else host
     os.environ["NEXTBEST_PROJECT"] = str(project_dir.resolve())
     os.environ["NEXTBEST_INSECURE"] = "1" if insecure else "0"
+    os.environ["NEXTBEST_WORKERS"] = str(workers)
     # The log of uvicorn names paths, and a path may name a customer; ours does not.
     config = uvicorn.Config(
         "nextbest.serve.server:app",
@@ -71,7 +72,8 @@ def app() -> object:
     from nextbest.serve.api import create_app
 
     insecure = os.environ.get("NEXTBEST_INSECURE") == "1"
-    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure)
+    workers = int(os.environ.get("NEXTBEST_WORKERS", "1"))
+    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure, workers=workers)
 
 
 def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> None:
@@ -86,7 +88,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
         raise UsageError(
             "--workers", "there is nobody to work", expected="1 or more", got=str(workers)
         )
-    if insecure and not _is_loopback(host):
+    if insecure and not is_loopback(host):
         raise UsageError(
             "--insecure",
             "without API keys everybody who reaches the server may use it",
@@ -108,15 +110,6 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             action="Make one: `nextbest keys create --scope decide --name web`; "
             "or, on your own machine, use --insecure",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

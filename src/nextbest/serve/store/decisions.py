@@ -13,7 +13,7 @@ from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.store.rows import insert_new, rows_in
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 
-__all__ = ["by_keys", "chosen", "find", "keep", "request_hashes", "rows_about"]
+__all__ = ["by_keys", "chosen", "find", "keep", "request_hashes", "rows_about", "stored"]
 
 
 def keep(
@@ -48,13 +48,13 @@ def find(connection: sa.Connection, decision_id: str) -> StoredDecision | None:
     """Return one stored decision, or None."""
     query = sa.select(DECISIONS).where(DECISIONS.c.decision_id == decision_id)
     row = connection.execute(query).first()
-    return None if row is None else _stored(row)
+    return None if row is None else stored(row)
 
 
 def by_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
     """Return the decisions made under these idempotency keys, by key."""
     found = rows_in(connection, sa.select(DECISIONS), DECISIONS.c.idempotency_key, keys)
-    return {row.idempotency_key: _stored(row) for row in found}
+    return {row.idempotency_key: stored(row) for row in found}
 
 
 def request_hashes(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, str]:
@@ -94,7 +94,8 @@ def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counte
     return rows
 
 
-def _stored(row: Any) -> StoredDecision:
+def stored(row: Any) -> StoredDecision:
+    """Return a row of the table as the record that it holds."""
     return StoredDecision(
         row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
     )
