@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextbest.errors import (
+    ArtifactError,
     ConfigError,
     DataError,
     Fault,
@@ -584,8 +585,11 @@ def _forget_who_is_gone(project: Project) -> None:
     if not erased.hashes:
         return
     held: set[str] = set()
-    for folder in project.serving_state.glob("*/profiles"):
-        held |= {erased.hash_of(one) for one in Profiles.open(folder).ids()}
+    try:
+        for folder in project.serving_state.glob("*/profiles"):
+            held |= {erased.hash_of(one) for one in Profiles.open(folder).ids()}
+    except ArtifactError:
+        return  # nobody knows whom a damaged bundle holds
     store = open_store(project.root)
     try:
         store.lift_erasures(erased.hashes - held)
