@@ -14,6 +14,8 @@ from nextbest.serve.schemas import ID, MAX_BATCH, OutcomeReport
 __all__ = ["is_id", "parse", "parse_outcomes"]
 
 MAX_ERRORS = 50
+# Beyond it a body is no mistake, and to describe every fault of it would be the work it asks for.
+MAX_FAULTS = 10_000
 # A name may be as long as a body; what we say of it may not.
 MAX_NAME = 128
 
@@ -55,6 +57,8 @@ def parse_outcomes(body: bytes) -> tuple[list[OutcomeReport], bool]:
 
 
 def _refusal(error: ValidationError, model: type[BaseModel]) -> Problem:
+    if error.error_count() > MAX_FAULTS:
+        return Problem("invalid-request", f"{error.error_count()} faults: too many to name them.")
     faults = error.errors(include_url=False)
     if faults[0]["type"] == "json_invalid":
         return Problem("malformed-json", faults[0]["msg"].removeprefix("Invalid JSON: "))
