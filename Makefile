@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # One more than cores: some tests wait for servers that they started.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: help setup demo test lint bench serve mlflow clean
+.PHONY: help setup demo test lint bench kill serve mlflow clean
 help:
 	@echo "make demo    set up, then run the whole job on real data"
 	@echo "make test    everything that CI runs"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   side-by-side benchmarks"
+	@echo "make kill    100 times kill -9 under load: is all there that was acknowledged?"
 	@echo "make serve   the API on http://127.0.0.1:8000 (documentation at /docs)"
 	@echo "make mlflow  the MLflow UI on http://127.0.0.1:5000"
 
@@ -19,7 +20,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("nextbest needs Python 3.11 or later; run: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,onnx,tune]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,onnx,postgres,tune]'
 	touch $@
 
 demo: setup
@@ -39,6 +40,9 @@ test: lint
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+kill: setup
+	$(BIN)/python tests/serve/killing.py
 
 serve: setup
 	$(BIN)/nextbest serve --insecure

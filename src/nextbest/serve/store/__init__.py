@@ -43,7 +43,8 @@ from nextbest.serve.store import (
     tallies,
 )
 from nextbest.serve.store.database import Database
-from nextbest.serve.store.tables import SCHEMA
+from nextbest.serve.store.tables import SCHEMA, SCHEMA_VERSION
+from nextbest.serve.telemetry import log
 from nextbest.serve.writer import GroupWriter, Refused, WriterClosedError, WriterFullError
 
 __all__ = ["HistoryChangedError", "Store"]
@@ -62,7 +63,8 @@ class Store:
 
     Parameters
     ----------
-    url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db``.
+    url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db`` or
+        ``postgresql://nextbest@db/decisions``. A store of an earlier version is upgraded.
 
     Raises
     ------
@@ -78,11 +80,14 @@ class Store:
                 self._database.told("cannot be opened"),
                 self._database.transaction() as connection,
             ):
-                schema.prepare(connection, self._database.where)
+                self._database.lock(connection, [SCHEMA.name])
+                upgraded = schema.prepare(connection, self._database.where)
         except BaseException:
             self._engine.dispose()
             raise
-        self._writer = GroupWriter(self._database.transaction, self._database.write_fault)
+        if upgraded is not None:
+            log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
+        self._writer = GroupWriter(self._database.transaction, self._database.ways())
 
     @classmethod
     def at(cls, path: Path) -> Store:
@@ -131,7 +136,7 @@ class Store:
                 return Refused(HistoryChangedError())
             return decisions.keep(to, records, rows)
 
-        return self._submit(keep)
+        return self._submit(keep, decisions.names_of(records))
 
     def decision(self, decision_id: str) -> StoredDecision | None:
         """Return one stored decision, or None."""
@@ -183,7 +188,8 @@ class Store:
 
     def record_outcomes(self, reports: Sequence[Outcome]) -> list[OutcomeStatus]:
         """Keep outcomes once each and return the status of each, in order."""
-        return self._write(lambda to: outcomes.keep(to, reports))
+        customers = [one.customer_id for one in reports]
+        return self._submit(lambda to: outcomes.keep(to, reports), customers).result()
 
     def outcomes(
         self, *, customer_id: str | None = None, decision_id: str | None = None
@@ -201,7 +207,7 @@ class Store:
             audit.append(to, change)
             keys.add(to, key)
 
-        self._write(keep)
+        self._note(keep)
 
     def api_keys(self, key_id: str | None = None) -> list[ApiKey]:
         """Return every API key (or the one of this id), oldest first, revoked ones included."""
@@ -217,7 +223,7 @@ class Store:
                 audit.append(to, change)
             return revoked
 
-        return self._write(revoke)
+        return self._note(revoke)
 
     def note_key_use(self, used: Mapping[str, datetime]) -> None:
         """Keep when keys were last used, by key id."""
@@ -227,11 +233,11 @@ class Store:
 
     def audit(self, change: Change) -> AuditEntry:
         """Add an entry to the audit trail."""
-        return self._write(lambda to: audit.append(to, change))
+        return self._note(lambda to: audit.append(to, change))
 
     def audit_if_new(self, change: Change) -> AuditEntry | None:
         """The same, unless the last entry of this action and subject has this very detail."""
-        return self._write(lambda to: audit.append_if_new(to, change))
+        return self._note(lambda to: audit.append_if_new(to, change))
 
     def audit_entries(self) -> list[AuditEntry]:
         """Return the whole audit trail by number."""
@@ -253,11 +259,10 @@ class Store:
         """
 
         def remove(to: sa.Connection) -> tuple[dict[str, int], AuditEntry]:
-            audit.alone(to)
             removed = erasure.erase(to, customer_id)
             return removed, audit.append(to, replace(change, detail={**change.detail, **removed}))
 
-        removed, entry = self._write(remove)
+        removed, entry = self._note(remove, customer_id)
         return removed, entry, self._database.overwrite()
 
     def erased(self) -> Erased:
@@ -289,8 +294,14 @@ class Store:
         """Run ``work`` in the writer's next transaction and return when it is on disk."""
         return self._submit(work).result()
 
-    def _submit(self, work: Callable[[sa.Connection], T | Refused]) -> Future[T]:
+    def _note(self, work: Callable[[sa.Connection], T], *names: str) -> T:
+        """The same for work that adds to the audit trail, beside others' work on ``names``."""
+        return self._submit(work, [audit.TRAIL, *names]).result()
+
+    def _submit(
+        self, work: Callable[[sa.Connection], T | Refused], names: Sequence[str] = ()
+    ) -> Future[T]:
         try:
-            return self._writer.submit(work)
+            return self._writer.submit(work, names)
         except (WriterClosedError, WriterFullError) as error:
             raise self._database.fault("cannot be written", error) from error

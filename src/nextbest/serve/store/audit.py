@@ -14,22 +14,18 @@ from nextbest.serve.records import naive_utc
 from nextbest.serve.store.rows import now
 from nextbest.serve.store.tables import AUDIT
 
-__all__ = ["alone", "append", "append_if_new", "entries"]
+__all__ = ["TRAIL", "append", "append_if_new", "entries"]
 
-
-def alone(connection: sa.Connection) -> None:
-    """Let nobody else add an entry until this transaction ends; SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("LOCK TABLE audit IN EXCLUSIVE MODE")
+# What a writer of the trail locks (`Database.lock`).
+TRAIL = "the audit trail"
 
 
 def append(connection: sa.Connection, change: Change) -> AuditEntry:
     """Add an entry after the last one.
 
-    Two writers cannot both follow the same entry: SQLite has one at a time, PostgreSQL makes the
-    second wait here, and in any database the number is taken only once.
+    Whoever calls holds the name `TRAIL`, so that no two writers follow the same entry; and in any
+    database a number is taken only once.
     """
-    alone(connection)
     query = sa.select(AUDIT.c.number, AUDIT.c.hash).order_by(AUDIT.c.number.desc()).limit(1)
     last = connection.execute(query).first()
     number, previous = (0, GENESIS) if last is None else (last.number, last.hash)
@@ -43,7 +39,6 @@ def append_if_new(connection: sa.Connection, change: Change) -> AuditEntry | Non
 
     So that of many servers that take up one change the first tells of it, and the others do not.
     """
-    alone(connection)
     query = (
         sa.select(AUDIT.c.detail)
         .where(AUDIT.c.action == change.action, AUDIT.c.subject == change.subject)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from nextbest.errors import StoreError
 from nextbest.serve.store.rows import BACKENDS
+from nextbest.serve.writer import Ways
 
 __all__ = ["Database"]
+
+# A process of our own may be in the middle of one; more than this and something is wrong.
+STATEMENT_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_SECONDS = 5
 
 # Every request thread may read at once (AnyIO runs 40), beside the writer.
 # What the driver was asked to keep is personal, and no error message repeats it.
@@ -24,12 +30,21 @@ POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 40, "hide_parameters": T
 FAULTS = (SQLAlchemyError, sqlite3.Error)
 
 
+# Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
+# for (6,400 by default), however many customers one transaction is about.
+_LOCK_SPACE = 0x6E6278
+_STRIPES = 1_024
+_LOCK = sa.text(
+    "SELECT pg_advisory_xact_lock(:space, key) FROM unnest(CAST(:keys AS integer[])) AS key"
+)
+
+
 class Database:
     """Opens transactions on the database of a URL.
 
     Parameters
     ----------
-    url: an SQLAlchemy URL of SQLite or PostgreSQL.
+    url: an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://`` takes psycopg).
     busy_timeout_ms: how long to wait for somebody else's lock.
 
     Raises
@@ -46,7 +61,7 @@ class Database:
             if parsed.get_backend_name() == "sqlite":
                 self.engine = self._sqlite(parsed, busy_timeout_ms)
             else:
-                self.engine = sa.create_engine(parsed, pool_pre_ping=True, **POOL)
+                self.engine = _postgresql(parsed, busy_timeout_ms)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise StoreError(
                 "store",
@@ -67,6 +82,19 @@ class Database:
         """Open a transaction to write in, which is on disk when it is left; faults are raw."""
         with self.engine.execution_options(nextbest_write=True).begin() as connection:
             yield connection
+
+    def lock(self, connection: sa.Connection, names: Iterable[str]) -> None:
+        """Keep every other writer away from these names until the transaction ends.
+
+        In SQLite there is one writer at a time, whatever the names. In PostgreSQL writers of the
+        same name wait for each other; all take their locks in one order, so that no two wait for
+        each other.
+        """
+        if connection.dialect.name != "postgresql":
+            return
+        keys = sorted({_stripe(name) for name in names})
+        if keys:
+            connection.execute(_LOCK, {"space": _LOCK_SPACE, "keys": keys})
 
     @contextmanager
     def told(self, problem: str) -> Iterator[None]:
@@ -93,8 +121,11 @@ class Database:
                 connection.close()
         return not busy
 
-    def write_fault(self, error: Exception) -> Exception:
-        """Return a database's fault in writing as a StoreError, and any other as it is."""
+    def ways(self) -> Ways[sa.Connection]:
+        """Return what a writer has to know of this database."""
+        return Ways(lock=self.lock, told=self._told, shared=_is_everybodys)
+
+    def _told(self, error: Exception) -> Exception:
         return self.fault("cannot be written", error) if isinstance(error, FAULTS) else error
 
     def fault(self, problem: str, error: BaseException) -> StoreError:
@@ -134,3 +165,29 @@ class Database:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
         return engine
+
+
+def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    # What durability rests on comes last, where no other option overrules it.
+    options = (
+        f"-c lock_timeout={busy_timeout_ms}",
+        f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+        str(url.query.get("options", "")),
+        "-c synchronous_commit=on",
+    )
+    settings: dict[str, Any] = {"options": " ".join(options)}
+    if "connect_timeout" not in url.query:
+        settings["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
+    return sa.create_engine(url, pool_pre_ping=True, connect_args=settings, **POOL)
+
+
+def _is_everybodys(error: Exception) -> bool:
+    """A full disk, a lost connection or a lock would meet the next piece of work as well."""
+    return isinstance(error, OperationalError)
+
+
+def _stripe(name: str) -> int:
+    # The same in every process, which Python's own hash is not.
+    return zlib.crc32(name.encode()) % _STRIPES

@@ -47,7 +47,7 @@ def erased(connection: sa.Connection) -> Erased:
 def erase(connection: sa.Connection, customer_id: str) -> dict[str, int]:
     """Remove every row about a person; return how many there were, by kind.
 
-    Nobody else may erase meanwhile (`nextbest.serve.store.audit.alone`), or both make up a salt.
+    Nobody else may erase meanwhile, or both make up a salt: whoever calls holds the audit trail.
     """
     known = erased(connection)
     if not known.salt:
