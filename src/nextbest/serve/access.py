@@ -12,19 +12,25 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from nextbest.errors import StoreError
 from nextbest.serve.auth import Caller, authenticate
+from nextbest.serve.http import problem_response
 from nextbest.serve.problems import Problem
 from nextbest.serve.store import Store
 from nextbest.serve.telemetry import log
 
-__all__ = ["Access", "KeyUse", "RateLimits", "is_loopback"]
+__all__ = ["Access", "KeyUse", "LoopbackOnly", "RateLimits", "is_loopback"]
 
 # What may come at once, as a share of a minute's requests.
 BURST_SHARE = 1 / 6
 # When a key was last used need not be known to the second, and a write each time would cost.
 USE_EVERY = timedelta(minutes=1)
 _ANYBODY = Caller("insecure", ("admin",))
+_OPEN_DOOR = Problem(
+    "forbidden", "Without API keys the server answers on the loopback interface only."
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -115,7 +121,7 @@ class Access:
     Parameters
     ----------
     store: returns the store that holds the keys.
-    insecure: let everybody in who comes over the loopback interface.
+    insecure: let everybody in; the app then also needs `LoopbackOnly`.
     workers: how many processes share the keys' limits.
     """
 
@@ -127,14 +133,13 @@ class Access:
         self._limits = RateLimits(workers)
         self._use = KeyUse()
 
-    def admit(self, token: str | None, scope: str, host: str | None = None) -> Caller:
+    def admit(self, token: str | None, scope: str) -> Caller:
         """Return the caller, or refuse.
 
         Parameters
         ----------
         token: as the caller sent it.
         scope: what the call needs.
-        host: the address of ours at which the call came in, where it is one.
 
         Raises
         ------
@@ -142,7 +147,7 @@ class Access:
         StoreError: the keys cannot be read now.
         """
         if self._insecure:
-            return self._anybody(host)
+            return _ANYBODY
         caller = authenticate(self._store(), token)
         if caller is None:
             raise Problem(
@@ -167,13 +172,24 @@ class Access:
         except StoreError as error:
             log("use of keys not written", error=str(error))
 
-    def _anybody(self, host: str | None) -> Caller:
-        # `nextbest serve` does not start like this; uvicorn alone would.
-        if host is not None and _is_address(host) and not is_loopback(host):
-            raise Problem(
-                "forbidden", "Without API keys the server answers on the loopback interface only."
-            )
-        return _ANYBODY
+
+class LoopbackOnly:
+    """ASGI middleware that answers nothing that came in at an address others can reach.
+
+    `nextbest serve` binds no such address without keys; uvicorn alone would.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on."""
+        host, _ = scope.get("server") or (None, None)
+        away = host is not None and _is_address(host) and not is_loopback(host)
+        if away and scope["type"] == "http":
+            await problem_response(_OPEN_DOOR, scope)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 def _is_address(host: str) -> bool:

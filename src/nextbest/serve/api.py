@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
@@ -22,12 +23,13 @@ from starlette.responses import Response
 from nextbest import __version__
 from nextbest.serve import outcomes as reported
 from nextbest.serve import person
-from nextbest.serve.access import Access
+from nextbest.serve.access import Access, LoopbackOnly
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
+from nextbest.serve.front import PATH, DecisionsFirst
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
-from nextbest.serve.parsing import is_id, parse, parse_outcomes
+from nextbest.serve.parsing import is_id, parse, parse_decision, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
 from nextbest.serve.replay import trace_of
@@ -68,6 +70,7 @@ def create_app(
     insecure: bool = False,
     clock: Callable[[], datetime] | None = None,
     workers: int = 1,
+    short_way: bool = True,
 ) -> FastAPI:
     """Return the API of a project as an ASGI application.
 
@@ -81,10 +84,12 @@ def create_app(
     insecure : let everybody in. Only for development on the loopback interface.
     clock : returns the current time (aware UTC); the policy may fix the moment of decisions.
     workers : how many processes run this app side by side, and share the limits of keys.
+    short_way : answer ``POST /v1/decisions`` before FastAPI sees it: the same, only sooner.
     """
     metrics = Metrics()
     runtime = Runtime(project_dir, metrics, clock)
     door = Access(runtime.store, insecure=insecure, workers=workers)
+    decider = Decider(runtime, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,14 +100,20 @@ def create_app(
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
+        await run_in_threadpool(decider.close)
         await run_in_threadpool(door.write_use, all_of_it=True)
         await run_in_threadpool(runtime.close)
 
     app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(Observed, metrics=metrics)
     add_error_handlers(app)
-    access, decider = _Scoped(door), Decider(runtime, metrics)
+    access = _Scoped(door)
     _decision_routes(app, runtime, decider, access)
+    if short_way:
+        route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
+        app.add_middleware(DecisionsFirst, decider=decider, door=door, route=route)
+    if insecure:
+        app.add_middleware(LoopbackOnly)
+    app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
     _person_routes(app, runtime, decider, access)
@@ -135,8 +146,7 @@ class _Scoped:
             header: Annotated[str | None, Security(_HEADER)],
         ) -> None:
             token = bearer.credentials if bearer is not None else header
-            host, _ = request.scope.get("server") or (None, None)
-            request.state.caller = self._door.admit(token, scope, host)
+            request.state.caller = self._door.admit(token, scope)
 
         return Depends(check)
 
@@ -170,9 +180,9 @@ def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _
 
         A customer without a profile gets the policy's fallback (`"fallback": true`).
         """
-        answer = decider.one(parse(DecisionRequest, raw))
+        answer = decider.one(parse_decision(raw))
         request.state.log_fields = {"decision_id": answer["decision_id"]}
-        return _json(answer)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @app.post(
         "/v1/decisions/batch",

@@ -24,6 +24,7 @@ __all__ = [
     "body",
     "problem_response",
     "security_headers",
+    "store_problem",
 ]
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -83,7 +84,8 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     )
 
 
-def _store_problem(error: StoreError) -> Problem:
+def store_problem(error: StoreError) -> Problem:
+    """Return what a caller is told of a store that cannot be used, and log the rest."""
     log("store unavailable", level=logging.ERROR, error=str(error))
     # The caller needs no paths of ours.
     return Problem("store-unavailable", "The store of decisions cannot be read or written now.")
@@ -106,7 +108,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def _store(request: Request, error: StoreError) -> Response:
-        return problem_response(_store_problem(error), request.scope)
+        return problem_response(store_problem(error), request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
