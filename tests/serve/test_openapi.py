@@ -178,6 +178,9 @@ MEET: dict[str, Callable[[TestClient], Any]] = {
     "customer-mismatch": lambda c: report(
         c, decision_id=decide(c).json()["decision_id"], customer_id="c02"
     ),
+    "outcome-before-decision": lambda c: report(
+        c, decision_id=decide(c).json()["decision_id"], occurred_at="2020-02-01T08:00:00Z"
+    ),
     "outcome-in-future": lambda c: report(c, occurred_at="2030-01-01T00:00:00Z"),
 }
 

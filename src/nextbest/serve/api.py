@@ -247,6 +247,7 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _S
         "offer-not-in-decision",
         "customer-mismatch",
         "outcome-in-future",
+        "outcome-before-decision",
         "outcome-conflict",
         "not-ready",
     )

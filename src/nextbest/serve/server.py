@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from nextbest.errors import UsageError
 from nextbest.serve.access import is_loopback
 from nextbest.serve.runtime import load_state, open_store
 
-__all__ = ["bind_socket", "check_start", "run_server"]
+__all__ = ["bind_socket", "check_start", "require_private_cache", "run_server"]
 
 
 def run_server(
@@ -81,7 +82,8 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
 
     Raises
     ------
-    UsageError: insecure beyond the loopback interface, or no API key to come in with.
+    UsageError: insecure beyond the loopback interface, no API key to come in with, or a folder for
+        compiled code in which others can write.
     NextbestError: bundle, catalogue, policy or store are missing or broken.
     """
     if workers < 1:
@@ -96,6 +98,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
+    require_private_cache()
     load_state(project_dir)
     store = open_store(project_dir)
     try:
@@ -109,6 +112,37 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             expected="at least one valid key",
             action="Make one: `nextbest keys create --scope decide --name web`; "
             "or, on your own machine, use --insecure",
+        )
+
+
+def require_private_cache() -> None:
+    """Refuse a folder for compiled code in which somebody else could put theirs.
+
+    Numba runs what it finds there. Without ``NUMBA_CACHE_DIR`` it uses a folder as well guarded as
+    the package itself, or the user's own.
+
+    Raises
+    ------
+    UsageError: the folder belongs to somebody else, or others may write to it.
+    """
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not folder:
+        return
+    path = Path(folder)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(
+            "NUMBA_CACHE_DIR", "the folder cannot be used", got=error.strerror or str(error)
+        ) from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UsageError(
+            "NUMBA_CACHE_DIR",
+            f"others could put code into {path}, which the server would run",
+            expected="a folder of the server's own user that nobody else can write to",
+            got=f"owner {status.st_uid}, mode {stat.filemode(status.st_mode)}",
+            action="chmod 700 it, name another, or unset the variable",
         )
 
 

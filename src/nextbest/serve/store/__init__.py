@@ -158,6 +158,11 @@ class Store:
         with self._database.read() as connection:
             return decisions.chosen(connection, decision_ids)
 
+    def decided_at(self, decision_ids: Sequence[str]) -> dict[str, datetime]:
+        """Return, for each known decision, when it was made (aware UTC)."""
+        with self._database.read() as connection:
+            return decisions.decided_at(connection, decision_ids)
+
     def history(self, customer_ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
         """Return past contacts and outcomes of these customers (None: of all), oldest first."""
         with self._database.read() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 __all__ = [
     "by_keys",
     "chosen",
+    "decided_at",
     "find",
     "keep",
     "names_of",
@@ -93,6 +95,13 @@ def chosen(
     for row in rows_in(connection, offers, CONTACTS.c.decision_id, list(found)):
         found[row.decision_id][1].append(row.offer_id)
     return {key: (customer, tuple(ranked)) for key, (customer, ranked) in found.items()}
+
+
+def decided_at(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, datetime]:
+    """Return when each of the known decisions was made (aware UTC)."""
+    query = sa.select(DECISIONS.c.decision_id, DECISIONS.c.decided_at)
+    found = rows_in(connection, query, DECISIONS.c.decision_id, decision_ids)
+    return {row.decision_id: row.decided_at.replace(tzinfo=UTC) for row in found}
 
 
 def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counter[str]:
