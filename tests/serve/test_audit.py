@@ -131,13 +131,24 @@ def test_any_trail_verifies_and_any_change_of_it_does_not(said: Any, data: Any) 
         assert verify(trail[:gone] + trail[gone + 1 :]).problem is not None
 
 
-def test_many_writers_at_once_make_one_chain(path: Path) -> None:
-    stores = [Store.at(path) for _ in range(3)]
+def test_many_writers_at_once_make_one_chain(url: str) -> None:
+    """Each with connections of its own, as several servers have; SQLite and PostgreSQL."""
+    stores = [Store(url) for _ in range(3)]
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda i: stores[i % 3].audit(change(i)), range(60)))
     found = stores[0].audit_entries()
     assert verify(found).problem is None and len(found) == 60
     assert {json.loads(one.detail)["version"] for one in found} == set(range(60))
+    for store in stores:
+        store.close()
+
+
+def test_of_many_who_bring_the_same_news_one_is_heard(url: str) -> None:
+    stores = [Store(url) for _ in range(3)]
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda i: stores[i % 3].audit_if_new(change(1)), range(12)))
+    assert [one.number for one in made if one is not None] == [1]
+    assert verify(stores[0].audit_entries()).problem is None
     for store in stores:
         store.close()
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from fastapi.testclient import TestClient
 from nextbest import jobs
 from nextbest.errors import NotFoundError
 from nextbest.project import Project
-from nextbest.serve.audit import Change
+from nextbest.serve.audit import Change, verify
 from nextbest.serve.auth import create_key
 from nextbest.serve.batch import decide_batch, situation_for
+from nextbest.serve.records import DecisionRecord, Outcome
 from nextbest.serve.replay import replay
 from nextbest.serve.runtime import Runtime, load_state, open_store
 from nextbest.serve.schemas import ErasureAnswer, ExportAnswer
@@ -239,6 +241,36 @@ def test_erasing_waits_for_a_store_that_is_held_and_then_says_so(
     blocker.execute("ROLLBACK")
     blocker.close()
     assert client.delete(f"/v1/customers/{WHO}").json()["overwritten"] is True
+
+
+def test_any_database_erases_and_exports_alike(url: str) -> None:
+    """Two servers erase the same and another person at once: one salt, and nothing left."""
+    stores = [Store(url) for _ in range(2)]
+    for number, customer_id in enumerate((WHO, "other", "kept")):
+        made = DecisionRecord(
+            f"d{number}", customer_id, shop.NOW, "mail", "policy", ("a",), {}, "h"
+        )
+        stores[0].record_decisions([made])
+        stores[0].record_outcomes([Outcome(f"o{number}", customer_id, "a", "click", shop.NOW)])
+    assert stores[0].person(WHO).contacts[0]["contacted_at"] == "2020-03-02T09:00:00Z"
+    erase = Change("user test", "erase", "one customer", {})
+    with ThreadPoolExecutor(4) as pool:
+        done = list(
+            pool.map(lambda i: stores[i % 2].erase((WHO, "other")[i // 2], erase), range(4))
+        )
+    assert sum(removed["decisions"] for removed, *_ in done) == 2
+    for store in stores:
+        known = store.erased()
+        assert [one in known for one in (WHO, "other", "kept")] == [True, True, False]
+        assert len(known.hashes) == 2
+        assert not store.person(WHO) and not store.person("other") and store.person("kept")
+        assert store.erased_decision("d0") is not None and store.erased_decision("d2") is None
+        assert verify(store.audit_entries()).number == 4
+    stores[0].lift_erasures(known.hashes)
+    assert WHO not in stores[1].erased()
+    assert stores[1].erased_decision("d0") is not None, "why a decision is gone stays known"
+    for store in stores:
+        store.close()
 
 
 def test_the_salt_makes_the_same_person_another_hash_in_another_store(tmp_path: Path) -> None:
