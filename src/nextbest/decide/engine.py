@@ -583,6 +583,8 @@ class _Run:
     def reach(self, offer_counts: Mapping[str, OfferCounts]) -> None:
         """Remove a new offer for the customers whom it does not reach yet."""
         rules = self.policy.policy.tables.exploration
+        if rules.new_offer_reach is None:
+            return
         for at, offer_id in enumerate(self.catalogue.offer_ids):
             share = reach(offer_counts.get(offer_id, OfferCounts()), rules)
             if share < 1:

@@ -19,6 +19,7 @@ from fastapi import Depends, FastAPI, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
 from nextbest.serve import outcomes as reported
@@ -26,7 +27,7 @@ from nextbest.serve import person
 from nextbest.serve.access import Access, LoopbackOnly
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
-from nextbest.serve.front import PATH, DecisionsFirst
+from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
 from nextbest.serve.parsing import is_id, parse, parse_decision, parse_outcomes
@@ -100,17 +101,18 @@ def create_app(
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
-        await run_in_threadpool(decider.close)
         await run_in_threadpool(door.write_use, all_of_it=True)
         await run_in_threadpool(runtime.close)
 
-    app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
     add_error_handlers(app)
     access = _Scoped(door)
     _decision_routes(app, runtime, decider, access)
     if short_way:
         route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
-        app.add_middleware(DecisionsFirst, decider=decider, door=door, route=route)
+        # What goes past the other middleware needs the same around it.
+        short: ASGIApp = ShortWay(decider, door, route)
+        app.short_way = Observed(LoopbackOnly(short) if insecure else short, metrics)
     if insecure:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(Observed, metrics=metrics)
@@ -120,6 +122,19 @@ def create_app(
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
+
+
+class _Service(FastAPI):
+    """The API, and the short way to a decision before it."""
+
+    short_way: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if self.short_way is not None and is_short(scope):
+            await self.short_way(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 async def _watch(runtime: Runtime, door: Access) -> None:
