@@ -13,6 +13,7 @@ import pytest
 import shop
 import shop_project
 from fastapi.testclient import TestClient
+from nursery import Nursery, nursery
 
 from nextbest.serve.api import create_app
 
@@ -66,3 +67,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return databases.sqlite_url(tmp_path / "state" / "store.db")
     return databases.new_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Nursery]:
+    """Real server processes, as many as asked for."""
+    with nursery() as running:
+        yield running

@@ -18,11 +18,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from nursery import Nursery, nursery
+from nursery import nursery
 
 from nextbest.serve.store import Store
 
@@ -40,6 +41,7 @@ class Log:
     statuses: dict[str, str] = field(default_factory=dict)  # by outcome id
     refusals: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    repeated: int = 0
 
     def decided(self, key: str, answer: dict[str, Any]) -> None:
         earlier = self.answers.setdefault(key, answer)
@@ -60,6 +62,7 @@ class Caller:
     def __init__(self, port: int, log: Log) -> None:
         self._connection = HTTPConnection("127.0.0.1", port, timeout=30)
         self._log = log
+        self.headers: dict[str, str] = {}  # of the last answer
 
     def close(self) -> None:
         self._connection.close()
@@ -69,6 +72,7 @@ class Caller:
         body = json.dumps(content)
         self._connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = self._connection.getresponse()
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
         answer = json.loads(response.read())
         if response.status == 200:
             return answer
@@ -90,9 +94,11 @@ class Caller:
         """Send again all that was not acknowledged: each must be kept once."""
         for key in [key for key in self._log.asked if key not in self._log.answers]:
             self.ask(key)
+            self._log.repeated += 1
         lost = [one for one in self._log.reported if one not in self._log.statuses]
         for start in range(0, len(lost), 100):
             self.report(lost[start : start + 100])
+        self._log.repeated += len(lost)
 
     def work(self, name: str, stopped: Callable[[], bool]) -> None:
         """Ask and report until the server is gone, or `stopped`."""
@@ -148,12 +154,12 @@ def wait_until_ready(port: int) -> None:
             connection.close()
 
 
-def kill_once(servers: Nursery, log: Log, name: str, seconds: float) -> None:
+def kill_once(start: Callable[[], tuple[int, int]], log: Log, name: str, seconds: float) -> None:
     """Start a server, have lost calls repeated, put it under load, and kill it.
 
     ``seconds`` are counted from the first outcome that is acknowledged.
     """
-    pid, port = servers.start()
+    pid, port = start()
     wait_until_ready(port)
     caller = Caller(port, log)
     caller.again()
@@ -225,21 +231,21 @@ def main() -> int:
         Path(folder, "shop").mkdir()
         project = shop_project.make_project(Path(folder, "shop"), models)
         url = chosen.store or f"sqlite:///{project}/.nextbest/store.db"
-        env = {"NEXTBEST_STORE": url, "OMP_NUM_THREADS": "1"}
+        env = {"NEXTBEST_STORE": url}
         if chosen.queued:
             env["NEXTBEST_DURABILITY"] = "queued"
         started = time.monotonic()
-        with nursery(project, env) as servers:
+        with nursery() as servers:
+            start = partial(servers.start, project, **env)
             for number in range(chosen.rounds):
-                kill_once(servers, log, f"r{number}", chance.uniform(0.0, 0.5))
+                kill_once(start, log, f"r{number}", chance.uniform(0.0, 0.5))
         seconds = time.monotonic() - started
         store = Store(url)
         found = losses(store, log)
         store.close()
     print(f"{chosen.rounds} kills in {seconds:.0f} s under load of {CALLERS} callers")
     print(f"acknowledged: {len(log.answers)} decisions, {len(log.statuses)} outcomes")
-    waiting = len(log.asked) - len(log.answers), len(log.reported) - len(log.statuses)
-    print(f"not acknowledged: {waiting[0]} decisions, {waiting[1]} outcomes, {dict(log.refusals)}")
+    print(f"cut off by a kill and sent again: {log.repeated} calls; refused: {dict(log.refusals)}")
     for kind, lost in vars(found).items():
         print(f"lost or twice, {kind}: {len(lost)} {lost[:3] if lost else ''}")
     return 1 if found else 0

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import databases
 import killing
-from nursery import nursery
+from nursery import Nursery
 
 from nextbest.serve.store import Store
 
 
-def test_nothing_acknowledged_is_lost_and_nothing_is_there_twice(project: Path, url: str) -> None:
+def test_nothing_acknowledged_is_lost_and_nothing_is_there_twice(
+    project: Path, servers: Nursery, url: str
+) -> None:
     log, chance = killing.Log(), random.Random(5)
-    with nursery(project, {"NEXTBEST_STORE": url}) as servers:
-        for number in range(3):
-            killing.kill_once(servers, log, f"r{number}", chance.uniform(0.0, 0.3))
-        _, port = servers.start()
+    start = partial(servers.start, project, NEXTBEST_STORE=url)
+    for number in range(3):
+        killing.kill_once(start, log, f"r{number}", chance.uniform(0.0, 0.3))
+    with servers.server(project, NEXTBEST_STORE=url) as (_, port):
         killing.wait_until_ready(port)
         caller = killing.Caller(port, log)
         caller.again()
@@ -30,12 +33,11 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_there_twice(project: Path, 
     store.close()
 
 
-def test_a_loss_would_be_seen(project: Path, tmp_path: Path) -> None:
+def test_a_loss_would_be_seen(project: Path, servers: Nursery, tmp_path: Path) -> None:
     """The comparison above is worth something: it names what somebody takes out of the store."""
     url = databases.sqlite_url(tmp_path / "store.db")
     log = killing.Log()
-    with nursery(project, {"NEXTBEST_STORE": url}) as servers:
-        killing.kill_once(servers, log, "r", 0.3)
+    killing.kill_once(partial(servers.start, project, NEXTBEST_STORE=url), log, "r", 0.1)
     store = Store(url)
     assert not killing.losses(store, log)
     decision_id, outcome_id = (
