@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from starlette.responses import Response
 
 from nextbest import __version__
 from nextbest.serve import outcomes as reported
+from nextbest.serve import tracing
 from nextbest.serve.auth import authenticate
 from nextbest.serve.decisions import Decider
 from nextbest.serve.http import Observed, add_error_handlers, body
@@ -50,6 +52,9 @@ from nextbest.serve.telemetry import METRICS_MEDIA_TYPE, Metrics, configure_logg
 __all__ = ["create_app"]
 
 RELOAD_SECONDS = 2.0
+MEASURE_SECONDS = 10.0
+# Reads the contact log of three months.
+COMPARE_SECONDS = 300.0
 
 Body = Annotated[bytes, Depends(body)]
 _BODY_CODES = ("malformed-json", "body-too-large", "unsupported-media-type", "invalid-request")
@@ -78,6 +83,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         configure_logging()
+        tracing.configure()
         await run_in_threadpool(runtime.open)
         watch = asyncio.create_task(_watch(runtime))
         yield
@@ -85,8 +91,10 @@ def create_app(
         with suppress(asyncio.CancelledError):
             await watch
         await run_in_threadpool(runtime.close)
+        await run_in_threadpool(tracing.stop)
 
     app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.runtime = runtime
     app.add_middleware(Observed, metrics=metrics)
     add_error_handlers(app)
     access = _Access(runtime, insecure)
@@ -99,13 +107,24 @@ def create_app(
 
 
 async def _watch(runtime: Runtime) -> None:
+    """Do now and then what nobody asks for: take up new files, measure, hold models to account."""
+    every = {
+        runtime.reload: RELOAD_SECONDS,
+        runtime.measure: MEASURE_SECONDS,
+        runtime.compare: COMPARE_SECONDS,
+    }
+    due = dict.fromkeys(every, 0.0)
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
-        try:
-            await run_in_threadpool(runtime.reload)
-        except Exception:
-            # Whatever is wrong with the new files, the state in use is as good as before.
-            log("reload failed", level=logging.ERROR, exc_info=True)
+        for job, seconds in every.items():
+            if time.monotonic() < due[job]:
+                continue
+            due[job] = time.monotonic() + seconds
+            try:
+                await run_in_threadpool(job)
+            except Exception:
+                # Whatever is wrong, the state in use is as good as before.
+                log("watch failed", level=logging.ERROR, exc_info=True, job=job.__name__)
 
 
 class _Access:

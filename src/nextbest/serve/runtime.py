@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
 from nextbest.serve import approvals, archive, lastgood
-from nextbest.serve.audience import Shaper, known_columns
+from nextbest.serve.audience import ANSWERS, Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
 from nextbest.serve.scarcity import FILE as PRICES_FILE
@@ -44,6 +45,10 @@ __all__ = [
 ]
 
 Clock = Callable[[], datetime]
+PARTS = ("bundle", "configuration")
+RETRY_SECONDS = 60.0
+# So far back contacts are held against what the model expected of them.
+COMPARED = timedelta(days=90)
 
 
 def serving_dir(project_dir: Path) -> Path:
@@ -233,6 +238,7 @@ class Runtime:
         self._state: State | None = None
         self._store: Store | None = None
         self._seen: object = None
+        self._retry_at = 0.0
         self._lock = threading.Lock()
         self._faults: dict[str, str] = {}
 
@@ -275,27 +281,47 @@ class Runtime:
             return self._store
 
     def reload(self) -> None:
-        """Take up a new bundle, catalogue or policy if there is one and it is sound."""
+        """Take up a new bundle, catalogue or policy if there is one and it is sound.
+
+        What was refused is tried again when a file changes, and every `RETRY_SECONDS`: the fault
+        may have been the machine's.
+        """
         seen = self._fingerprint()
-        if seen == self._seen:
+        if seen == self._seen and (not self._faults or time.monotonic() < self._retry_at):
             return
-        self._seen = seen
+        again, self._seen = seen == self._seen, seen
         try:
             state = load_approved(self.project_dir, self._state)
-        except NextbestError as error:
-            part = "bundle" if isinstance(error, ArtifactError) else "configuration"
-            self._faults = {part: str(error)}
-            self._metrics.reload_failures.labels(part, error.code).inc()
-            log("reload refused", level=logging.ERROR, part=part, reason=error.code,
-                error=str(error))  # fmt: skip
+        except Exception as error:
+            self._refuse(error, again)
             if self._state is None:
                 last = load_last_good(self.project_dir)
                 if last is not None:
                     self._take_up(last)
             return
         self._faults = {}
+        self._tell_refused()
         self._take_up(state)
         lastgood.remember(serving_dir(self.project_dir), state.identity)
+
+    def _refuse(self, error: Exception, again: bool) -> None:
+        """Say why the newest is not taken up; the same reason twice is one failure."""
+        known = isinstance(error, NextbestError)
+        reason = error.code if isinstance(error, NextbestError) else "internal"
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        part = "bundle" if isinstance(error, ArtifactError) else "configuration"
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        before, self._faults = self._faults, {part: said}
+        self._tell_refused()
+        if again and before == self._faults:
+            return
+        self._metrics.reload_failures.labels(part, reason).inc()
+        log("reload refused", level=logging.ERROR, exc_info=not known,
+            part=part, reason=reason, error=said)  # fmt: skip
+
+    def _tell_refused(self) -> None:
+        for part in PARTS:
+            self._metrics.refused.labels(part).set(part in self._faults)
 
     def _take_up(self, state: State) -> None:
         self._state = state
@@ -312,7 +338,7 @@ class Runtime:
         """Say of each part whether it is ready, and why not or what it is."""
         state = self._state
         found = {}
-        for part in ("bundle", "configuration"):
+        for part in PARTS:
             fault = self._faults.get(part)
             if state is None:
                 found[part] = (False, fault or "not loaded; the other part was refused")
@@ -341,6 +367,26 @@ class Runtime:
             self._metrics.bundle_age.set((now - state.bundle.created_at).total_seconds())
             age = state.moment(self.clock) - state.bundle.as_of
             self._metrics.profile_age.set(age.total_seconds())
+            for name, model in state.bundle.models.items():
+                if "cut" in model.metadata:
+                    cut = datetime.fromisoformat(model.metadata["cut"]).replace(tzinfo=UTC)
+                    old = state.moment(self.clock) - cut
+                    self._metrics.model_age.labels(name).set(old.total_seconds())
+        if self._store is not None:
+            self._metrics.waiting.set(self._store.waiting)
+
+    def compare(self) -> None:
+        """Bring the metrics up to date that hold the model's word against what came true."""
+        state = self._state
+        if state is None:
+            return
+        now = state.moment(self.clock)
+        told = self.store().tallies(ANSWERS, now, since=now - COMPARED)
+        self._metrics.compare(
+            (name, tally.settled, tally.expected_responses, tally.settled_responses)
+            for name, tally in told.items()
+            if name in state.offers.offer_ids
+        )
 
     def _store_part(self) -> tuple[bool, str]:
         try:

@@ -6,13 +6,14 @@ import ipaddress
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from nextbest.errors import NextbestError, UsageError
 from nextbest.serve.runtime import load_approved, load_last_good, open_store
-from nextbest.serve.telemetry import configure_logging, log
+from nextbest.serve.telemetry import SHARED, configure_logging, log
 
 __all__ = ["bind_socket", "check_start", "run_server"]
 
@@ -65,7 +66,9 @@ def run_server(
     with suppress(KeyboardInterrupt), listening:
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listening])
-        else:
+            return
+        with tempfile.TemporaryDirectory(prefix="nextbest-metrics-") as shared:
+            os.environ.setdefault(SHARED, shared)
             Multiprocess(config, sockets=[listening]).run()
 
 

@@ -90,6 +90,11 @@ class GroupWriter(Generic[C]):
                 raise WriterFullError(f"{QUEUE_LIMIT} writes wait already") from None
         return done
 
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work wait."""
+        return self._jobs.qsize()
+
     def close(self) -> None:
         """Finish what waits, then stop."""
         with self._gate:
