@@ -25,7 +25,7 @@ import nextbest
 from nextbest.cli import app
 from nextbest.data.contract import TABLES
 from nextbest.data.groups import BUILT_IN
-from nextbest.decide import offers, policy
+from nextbest.decide import offers, policy, sensitive
 from nextbest.decide.binding import bind
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.engine import Audience, Situation, decide
@@ -327,6 +327,8 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[arms]": policy.Arms,
     "[exploration]": policy.Exploration,
     "[budgets]": policy.Budgets,
+    "[sensitive]": sensitive.Sensitive,
+    "[sensitive.limits]": sensitive.BiasLimits,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
 }
