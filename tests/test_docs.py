@@ -504,7 +504,7 @@ def test_compose_starts_what_exists() -> None:
     api, jobs = compose["services"]["api"], compose["services"]["jobs"]
     assert parse_nextbest(api["command"]) == ["serve"]
     assert (ROOT / "serving" / api["build"]["context"] / api["build"]["dockerfile"]).is_file()
-    assert set(jobs["environment"]) == {"MLFLOW_TRACKING_URI"}
+    assert set(jobs["environment"]) == {"MLFLOW_TRACKING_URI", "NEXTBEST_STORE"}
     for service in compose["services"].values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")  # nothing is open to the network by default
