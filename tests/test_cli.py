@@ -68,8 +68,8 @@ def error(ran: Any) -> dict[str, Any]:
 def test_the_commands_are_these(cli: Run) -> None:
     assert sorted(commands()) == [
         "bias", "check", "compare", "decide", "demo", "evaluate", "experiment plan",
-        "experiment read", "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
-        "replay", "rollback", "serve", "simulate", "train",
+        "experiment read", "features", "init", "keys create", "keys list", "keys revoke",
+        "promote", "refresh", "replay", "rollback", "serve", "simulate", "train",
     ]  # fmt: skip
     ran = cli("--help")
     assert ran.code == 0

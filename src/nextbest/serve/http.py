@@ -18,7 +18,14 @@ from nextbest.serve import tracing
 from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.telemetry import Metrics, log
 
-__all__ = ["MAX_BODY_BYTES", "Observed", "add_error_handlers", "body", "problem_response"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "Observed",
+    "add_error_handlers",
+    "body",
+    "problem_response",
+    "store_problem",
+]
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
@@ -67,7 +74,8 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     )
 
 
-def _store_problem(error: StoreError) -> Problem:
+def store_problem(error: StoreError) -> Problem:
+    """Return what a caller is told of a store that cannot be used, and log the rest."""
     log("store unavailable", level=logging.ERROR, error=str(error))
     # The caller needs no paths of ours.
     return Problem("store-unavailable", "The store of decisions cannot be read or written now.")
@@ -90,15 +98,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def _store(request: Request, error: StoreError) -> Response:
-        return problem_response(_store_problem(error), request.scope)
+        return problem_response(store_problem(error), request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         return problem_response(_http_problem(error, request.scope), request.scope)
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
 class Observed:
@@ -129,7 +133,7 @@ class Observed:
             await send(message)
 
         try:
-            with tracing.request(_headers(scope)) as span:
+            with tracing.request(scope["headers"]) as span:
                 await self._app(scope, receive, watch)
                 if span is not None:
                     self._trace(span, scope, state, status)

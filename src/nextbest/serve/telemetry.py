@@ -172,14 +172,19 @@ class Metrics:
             gauge.labels(*labels).set(value)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of a decision."""
+    def stage(self, name: str, traces: Iterable[Any] = ()) -> Iterator[None]:
+        """Time a stage of decisions, also in the traces of those who asked for them."""
         start = time.perf_counter()
         try:
-            with tracing.span(name):
-                yield
+            yield
         finally:
-            self.stage_seconds.labels(name).observe(time.perf_counter() - start)
+            self.staged(name, start, traces)
+
+    def staged(self, name: str, start: float, traces: Iterable[Any] = ()) -> None:
+        """Note a stage that began at ``start`` by the performance counter and has just ended."""
+        seconds = time.perf_counter() - start
+        self.stage_seconds.labels(name).observe(seconds)
+        tracing.add(name, seconds, traces)
 
     def page(self) -> bytes:
         """Return the metrics of all workers in Prometheus' text format."""

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
-__all__ = ["configure", "request", "span", "stop", "use"]
+__all__ = ["add", "configure", "here", "request", "stop", "use"]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_NAME = "nextbest.serve"
+# Shared, so that a request that nobody traces pays for no object.
+_NOTHING: AbstractContextManager[None] = nullcontext()
 _provider: TracerProvider | None = None
 
 
@@ -33,7 +38,7 @@ def configure() -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        logging.getLogger("nextbest.serve").warning(
+        logging.getLogger(_NAME).warning(
             "no traces: install nextbest with its extra otel, or unset OTEL_EXPORTER_OTLP_ENDPOINT"
         )
         return
@@ -55,27 +60,32 @@ def stop() -> None:
         use(None)
 
 
-@contextmanager
-def span(name: str, **attributes: Any) -> Iterator[Span | None]:
-    """Trace what happens inside as one span; does nothing where nobody traces."""
+def here() -> Context | None:
+    """Return the trace that this code works for; None where nobody traces."""
     if _provider is None:
-        yield None
+        return None
+    from opentelemetry.context import get_current
+
+    return get_current()
+
+
+def add(name: str, seconds: float, traces: Iterable[Context | None]) -> None:
+    """Add to each trace, once, a span of something that took so long and has just ended."""
+    if _provider is None:
         return
-    tracer = _provider.get_tracer("nextbest.serve")
-    with tracer.start_as_current_span(name, attributes=attributes) as current:
-        yield current
+    tracer, end = _provider.get_tracer(_NAME), time.time_ns()
+    for trace in {id(one): one for one in traces if one is not None}.values():
+        tracer.start_span(name, trace, start_time=end - int(seconds * 1e9)).end(end)
 
 
-@contextmanager
-def request(headers: Mapping[str, str]) -> Iterator[Span | None]:
+def request(headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[Span | None]:
     """Trace a request as part of its caller's trace, if ``traceparent`` names one."""
     if _provider is None:
-        yield None
-        return
+        return _NOTHING
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    context = TraceContextTextMapPropagator().extract(dict(headers))
-    tracer = _provider.get_tracer("nextbest.serve")
-    with tracer.start_as_current_span("request", context, SpanKind.SERVER) as current:
-        yield current
+    told = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    context = TraceContextTextMapPropagator().extract(told)
+    tracer = _provider.get_tracer(_NAME)
+    return tracer.start_as_current_span("request", context, SpanKind.SERVER)
