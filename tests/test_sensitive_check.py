@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def said(root: Path) -> list[str]:
     return [str(fault) for fault in jobs.check_project(Project.open(root)).faults]
 
 
-def test_check_names_each_model_that_would_read_one(shop: Path) -> None:
+def test_check_names_each_model_that_would_read_one(shop: Path, tmp_path: Path) -> None:
     project = Project.open(shop)
     assert said(shop) == []
     declare(shop, 'attributes = ["region"]')
@@ -42,7 +43,8 @@ def test_check_names_each_model_that_would_read_one(shop: Path) -> None:
         else:
             text = text.replace("label=", 'exclude=("region",), label=', 1)
         path.write_text(text)
-    assert said(shop) == []
+    # Elsewhere: in one process a module is read once.
+    assert said(Path(shutil.copytree(shop, tmp_path / "mended"))) == []
 
 
 def test_check_names_rule_and_offer(shop: Path) -> None:
