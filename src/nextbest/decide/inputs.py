@@ -90,6 +90,8 @@ def profile_of(
 ) -> dict[str, Any]:
     """Return what is known of one customer, JSON-able: wanted columns, propensities, versions.
 
+    ``live`` is there only where something of it is newer than the profiles.
+
     Parameters
     ----------
     known: types of the columns by name.
@@ -129,6 +131,7 @@ class _Profiles:
         self._known = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
         self._versions = dict(audience.versions)
+        self._live = [audience.live.get(customer_id) for customer_id in audience.customer_ids]
 
     def of(self, row: int) -> dict[str, Any]:
         """What is known of one of them."""
@@ -141,6 +144,7 @@ class _Profiles:
             "offer_columns": self._offers,
             "types": self._types,
             "versions": self._versions,
+            **({"live": dict(live)} if (live := self._live[row]) else {}),
         }
 
 
@@ -198,6 +202,9 @@ def audience_of_all(many: Sequence[Mapping[str, Any]]) -> Audience:
         contacts=_past_of_all(many),
         as_of=None if first["as_of"] is None else datetime.fromisoformat(first["as_of"]),
         versions=first["versions"],
+        live={
+            one["customer_id"]: one["profile"]["live"] for one in many if "live" in one["profile"]
+        },
     )
 
 
