@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from nextbest.errors import UsageError
+from nextbest.serve.cores import cores
 from nextbest.serve.runtime import load_state, open_store
 
 __all__ = ["bind_socket", "check_start", "run_server"]
@@ -19,7 +21,7 @@ def run_server(
     project_dir: Path,
     host: str = "127.0.0.1",
     port: int = 8000,
-    workers: int = 1,
+    workers: int | None = None,
     insecure: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
@@ -29,7 +31,7 @@ def run_server(
     ----------
     project_dir : the folder with ``serving/`` and ``.nextbest/``.
     host, port : where to listen; port 0 takes a free one.
-    workers : number of processes; they share the port and the store.
+    workers : number of processes; they share the port and the store. None for one on each core.
     insecure : no API keys. Only on the loopback interface.
     announce : told the address once the server listens.
 
@@ -41,6 +43,7 @@ def run_server(
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    workers = cores() if workers is None else workers
     check_start(project_dir, host, workers, insecure)
     listening = bind_socket(host, port)
     real_port = listening.getsockname()[1]
@@ -52,6 +55,8 @@ def run_server(
         "nextbest.serve.server:app",
         factory=True,
         workers=workers,
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        http="httptools",
         access_log=False,
         log_level="warning",
         server_header=False,
