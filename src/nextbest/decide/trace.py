@@ -468,7 +468,8 @@ class _Case:
         return reasons
 
     def _against_the_next(self, offer: int) -> str:
-        worth, position = (found[self.row] for found in _runners_up(self.of))
+        values, positions = _runners_up(self.of)
+        worth, position = values[self.row], positions[self.row]
         if position < 0:
             if self.of.policy.fates.limited[self.of.fates[self.row]].any():
                 return "no other offer would earn anything of which there is enough for all"
