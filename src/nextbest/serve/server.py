@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from nextbest.errors import NextbestError, UsageError
+from nextbest.serve.access import is_loopback
 from nextbest.serve.runtime import load_approved, load_last_good, open_store
 from nextbest.serve.telemetry import SHARED, configure_logging, log
 
-__all__ = ["bind_socket", "check_start", "run_server"]
+__all__ = ["bind_socket", "check_start", "require_private_cache", "run_server"]
 
 
 def run_server(
@@ -51,6 +52,7 @@ def run_server(
     shown = f"[{host}]" if ":" in host else host
     os.environ["NEXTBEST_PROJECT"] = str(project_dir.resolve())
     os.environ["NEXTBEST_INSECURE"] = "1" if insecure else "0"
+    os.environ["NEXTBEST_WORKERS"] = str(workers)
     # The log of uvicorn names paths, and a path may name a customer; ours does not.
     config = uvicorn.Config(
         "nextbest.serve.server:app",
@@ -77,7 +79,8 @@ def app() -> object:
     from nextbest.serve.api import create_app
 
     insecure = os.environ.get("NEXTBEST_INSECURE") == "1"
-    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure)
+    workers = int(os.environ.get("NEXTBEST_WORKERS", "1"))
+    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure, workers=workers)
 
 
 def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> None:
@@ -85,7 +88,8 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
 
     Raises
     ------
-    UsageError: insecure beyond the loopback interface, or no API key to come in with.
+    UsageError: insecure beyond the loopback interface, no API key to come in with, or a folder for
+        compiled code in which others can write.
     NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
         before; or the store is broken.
     """
@@ -93,7 +97,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
         raise UsageError(
             "--workers", "there is nobody to work", expected="1 or more", got=str(workers)
         )
-    if insecure and not _is_loopback(host):
+    if insecure and not is_loopback(host):
         raise UsageError(
             "--insecure",
             "without API keys everybody who reaches the server may use it",
@@ -101,6 +105,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
+    require_private_cache()
     _require_something_to_serve(project_dir)
     store = open_store(project_dir)
     try:
@@ -129,13 +134,35 @@ def _require_something_to_serve(project_dir: Path) -> None:
         log(what, level=logging.ERROR, reason=error.code, error=str(error))
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def require_private_cache() -> None:
+    """Refuse a folder for compiled code in which somebody else could put theirs.
+
+    Numba runs what it finds there. Without ``NUMBA_CACHE_DIR`` it uses a folder as well guarded as
+    the package itself, or the user's own.
+
+    Raises
+    ------
+    UsageError: the folder belongs to somebody else, or others may write to it.
+    """
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not folder:
+        return
+    path = Path(folder)
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(
+            "NUMBA_CACHE_DIR", "the folder cannot be used", got=error.strerror or str(error)
+        ) from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UsageError(
+            "NUMBA_CACHE_DIR",
+            f"others could put code into {path}, which the server would run",
+            expected="a folder of the server's own user that nobody else can write to",
+            got=f"owner {status.st_uid}, mode {stat.filemode(status.st_mode)}",
+            action="chmod 700 it, name another, or unset the variable",
+        )
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
