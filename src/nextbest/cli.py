@@ -388,8 +388,8 @@ def decide(
         _compare_policies(opened.root, policy, channel, limit, by, html, json_=json_)
         return
     # What leaves the house by the project's own policy goes live, as in the API.
-    live = policy is None and (out is not None or record)
-    state = (runtime.load_approved(opened.root) if live
+    goes_live = policy is None and (out is not None or record)
+    state = (runtime.load_approved(opened.root) if goes_live
              else runtime.load_state(opened.root, policy_file=policy))  # fmt: skip
     situation = batch.situation_for(state, channel, limit=limit)
     store = runtime.open_store(opened.root)

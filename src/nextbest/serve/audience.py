@@ -310,9 +310,10 @@ class Shaper:
         return profile, live.get(customer_id)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return one customer column of every profile, as rules read it."""
+        """Return one customer column of every profile, as rules read it; the erased have none."""
         at = self.bundle.profiles.columns.index(name)
-        return self._decoded(name, np.asarray(self.bundle.profiles.matrix[:, at]))
+        rows = self.rows(self.bundle.profiles.ids())
+        return self._decoded(name, _gather(self.bundle.profiles.matrix[:, at : at + 1], rows)[:, 0])
 
     def _current(
         self, customer_ids: Sequence[str], rows: Rows, news: News | None
