@@ -19,9 +19,11 @@ from fastapi.testclient import TestClient
 from nextbest import jobs
 from nextbest.errors import NotFoundError
 from nextbest.project import Project
+from nextbest.serve import person
 from nextbest.serve.audit import Change, verify
 from nextbest.serve.auth import create_key
 from nextbest.serve.batch import decide_batch, situation_for
+from nextbest.serve.person import Sweeps
 from nextbest.serve.records import DecisionRecord, Outcome
 from nextbest.serve.replay import replay
 from nextbest.serve.runtime import Runtime, load_state, open_store
@@ -119,6 +121,33 @@ def test_who_is_erased_is_a_stranger_at_once_and_to_every_server(
     other.close()
     # A server that starts later, and a new bundle with the same people, serve nobody either.
     assert serve(project).get(f"/v1/customers/{WHO}").status_code == 404
+
+
+def test_what_another_server_recorded_before_it_knew_is_erased_as_well(
+    project: Path, serve: Serve
+) -> None:
+    """Ten seconds later, or when the server stops; and that is in the trail, too."""
+    store, clock = open_store(project), [0.0]
+    sweeps = Sweeps(lambda: clock[-1])
+    person.erase(store, WHO, "key x")
+    sweeps.plan(WHO, "key x")
+    late = Outcome("late", WHO, "a", "click", shop.NOW)
+    store.record_outcomes([late])
+    for seconds, left in ((9.9, True), (10.0, False)):
+        clock.append(seconds)
+        sweeps.run(store)
+        assert bool(store.person(WHO)) == left
+    details = [json.loads(one.detail)["outcomes"] for one in store.audit_entries()]
+    assert details == [0, 1]
+    clock.append(100.0)
+    sweeps.run(store)
+    assert len(store.audit_entries()) == 2, "where nothing is left nothing is said"
+    client = serve(project)
+    client.delete(f"/v1/customers/{WHO}")
+    store.record_outcomes([late])
+    client.__exit__(None, None, None)
+    assert not store.person(WHO)
+    store.close()
 
 
 def test_caps_begin_anew(project: Path, serve: Serve) -> None:

@@ -149,7 +149,7 @@ def test_nothing_personal_and_no_secret_is_in_any_line_of_the_log(
     store = open_store(project)
     key, token = create_key(store, "ops", ["admin"])
     store.close()
-    secrets = {**SECRETS, "real token": token, "its secret": token.split("_")[2]}
+    secrets = {**SECRETS, "real token": token, "its secret": token.split("_", 2)[2]}
     client = serve(project, insecure=False)
     client.headers["X-API-Key"] = token
     who = secrets["customer_id"]

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
+from nextbest.errors import StoreError
 from nextbest.serve import outcomes as reported
 from nextbest.serve import person
 from nextbest.serve.access import Access, LoopbackOnly
@@ -90,18 +91,21 @@ def create_app(
     metrics = Metrics()
     runtime = Runtime(project_dir, metrics, clock)
     door = Access(runtime.store, insecure=insecure, workers=workers)
+    sweeps = person.Sweeps()
     decider = Decider(runtime, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         configure_logging()
         await run_in_threadpool(runtime.open)
-        watch = asyncio.create_task(_watch(runtime, door))
+        watch = asyncio.create_task(_watch(runtime, door, sweeps))
         yield
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
         await run_in_threadpool(door.write_use, all_of_it=True)
+        with suppress(StoreError):
+            await run_in_threadpool(sweeps.run, runtime.store(), all_of_it=True)
         await run_in_threadpool(runtime.close)
 
     app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
@@ -118,7 +122,7 @@ def create_app(
     app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
-    _person_routes(app, runtime, decider, access)
+    _person_routes(app, runtime, decider, sweeps, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
@@ -137,12 +141,13 @@ class _Service(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-async def _watch(runtime: Runtime, door: Access) -> None:
+async def _watch(runtime: Runtime, door: Access, sweeps: person.Sweeps) -> None:
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
         try:
             await run_in_threadpool(runtime.reload)
             await run_in_threadpool(door.write_use)
+            await run_in_threadpool(sweeps.run, runtime.store())
         except Exception:
             # Whatever is wrong with the new files, the state in use is as good as before.
             log("reload failed", level=logging.ERROR, exc_info=True)
@@ -374,7 +379,9 @@ def _no_customer(customer_id: str) -> Problem:
     return Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
 
 
-def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Scoped) -> None:
+def _person_routes(
+    app: FastAPI, runtime: Runtime, decider: Decider, sweeps: person.Sweeps, access: _Scoped
+) -> None:
     @app.delete(
         "/v1/customers/{customer_id}",
         tags=["people"],
@@ -394,6 +401,7 @@ def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Sc
         with decider.one_at_a_time([customer_id]):
             done = person.erase(runtime.store(), customer_id, _actor(request))
             runtime.heed_erasures()
+        sweeps.plan(customer_id, _actor(request))
         return _json(done)
 
     @app.get(
