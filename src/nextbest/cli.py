@@ -175,7 +175,7 @@ def features(project: ProjectDir = HERE, json_: Json = False) -> None:
         step("look at the data's columns")
         found, missing = jobs.features(opened)
     if json_:
-        _show({"features": [vars(f) for f in found], "unavailable": list(missing)})
+        _show({"features": [f.to_dict() for f in found], "unavailable": list(missing)})
         return
     show.out(*show.features(found))
     print(f"{len(found)} features.")
@@ -398,7 +398,8 @@ def decide(
             names, fault = state.bundle.score_names, state.ignored_prices(made)
             answer, trace = recording.answer_of(made, 0, names, fault), None
             if explain:
-                moved = recording.contributions_of(state.shaper, answer)
+                live = made.audience.live.get(customer)
+                moved = recording.contributions_of(state.shaper, answer, live)
                 trace = recording.explained(made, 0, moved)
             if json_:
                 _show({**answer, "trace": trace} if explain else answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +88,8 @@ def customers_export(customer_id: CustomerId, project: ProjectDir = HERE) -> Non
 
     with _store(project) as (root, store):
         state = load_state(root)
-        found = person.export(root, state, store, customer_id, local_actor())
+        now = state.moment(lambda: datetime.now(UTC))
+        found = person.export(root, state, store, customer_id, now, local_actor())
     if found is None:
         raise NotFoundError("customers", "nothing is known of this customer", action="Check the id")
     show_json(found)

@@ -28,6 +28,7 @@ from nextbest.settings import SETTINGS
 if TYPE_CHECKING:
     from nextbest.data.contract import History
     from nextbest.data.features import Feature
+    from nextbest.data.live import RecentRows
     from nextbest.data.profiles import Profiles
     from nextbest.data.snapshots import ProfileFrames
     from nextbest.decide.offers import Catalogue
@@ -565,6 +566,7 @@ def refresh(
             laid_out,
             offers=catalogue.table,
             contacts=_past_contacts(policy, history, laid_out),
+            recent=_recent_rows(history, laid_out),
         )
     _forget_who_is_gone(project)
     columns = len(frames.features) + len(scores)
@@ -616,6 +618,22 @@ def _past_contacts(policy: Policy, history: History, laid_out: Profiles) -> Past
     early = max(history.observed_until - laid_out.as_of, timedelta())
     days = policy.tables.history_days()
     return PastContacts.of(laid_out, recent(history, days + early / timedelta(days=1)), days)
+
+
+def _recent_rows(history: History, laid_out: Profiles) -> dict[str, RecentRows]:
+    """Return by table the rows that live features count, as far as there are such features."""
+    from nextbest.data.live import KIND_COLUMNS, RecentRows, window
+    from nextbest.data.recent import before
+
+    as_of = laid_out.as_of.replace(tzinfo=None)
+    row_of = {one: row for row, one in enumerate(laid_out.ids())}
+    found = {}
+    for table in KIND_COLUMNS:
+        lives = [f.live for f in laid_out.features if f.source == table and f.live]
+        if lives:
+            kept = window(lives)
+            found[table] = RecentRows.of(before(history, table, kept, as_of), kept, row_of)
+    return found
 
 
 #: Contacts of so many days stand for what an offer model is asked about today.

@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import shop
-import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from nextbest import jobs
@@ -29,7 +28,7 @@ from nextbest.serve.replay import replay
 from nextbest.serve.runtime import Runtime, load_state, open_store
 from nextbest.serve.schemas import ErasureAnswer, ExportAnswer
 from nextbest.serve.store import Store
-from nextbest.serve.store.tables import CUSTOMER_EVENTS, METADATA
+from nextbest.serve.store.tables import METADATA
 from nextbest.serve.telemetry import Metrics
 
 Serve = Callable[..., TestClient]
@@ -51,14 +50,11 @@ def live(client: TestClient, customer_id: str = WHO) -> str:
     return str(made["decision_id"])
 
 
-def look_around(project: Path, customer_id: str = WHO) -> None:
-    """Put an event of the customer into the store."""
-    row = {"event_id": f"e {customer_id}", "customer_id": customer_id, "event_type": "cart_add",
-           "event_at": AT, "received_at": AT, "content_hash": "h"}  # fmt: skip
-    engine = sa.create_engine(f"sqlite:///{project}/.nextbest/store.db")
-    with engine.begin() as connection:
-        connection.execute(sa.insert(CUSTOMER_EVENTS), row)
-    engine.dispose()
+def look_around(client: TestClient, customer_id: str = WHO) -> None:
+    """Have the customer put something into a basket."""
+    event = {"event_id": f"e {customer_id}", "customer_id": customer_id, "event_type": "cart_add",
+             "event_at": AT.isoformat() + "Z"}  # fmt: skip
+    assert client.post("/v1/events", json=event).status_code == 200
 
 
 def holding(project: Path, word: str) -> dict[str, int]:
@@ -71,7 +67,7 @@ def test_every_table_with_a_customer_in_it_is_emptied(project: Path, serve: Serv
     client = serve(project)
     live(client)
     live(client, "c21")
-    look_around(project)
+    look_around(client)
     done = client.delete(f"/v1/customers/{WHO}")
     assert done.status_code == 200
     answer = ErasureAnswer.model_validate(done.json())
@@ -339,7 +335,7 @@ def test_a_refresh_without_the_person_forgets_who_was_erased(project: Path, serv
 def test_an_export_holds_all_that_is_known(project: Path, serve: Serve) -> None:
     client = serve(project)
     decision_id = live(client)
-    look_around(project)
+    look_around(client)
     response = client.get(f"/v1/customers/{WHO}/export")
     found = response.json()
     ExportAnswer.model_validate(found)
@@ -361,7 +357,7 @@ def test_an_export_holds_every_row_and_column_about_the_person(project: Path, se
     """Held against the tables themselves, so that a new table or column is not forgotten."""
     client = serve(project)
     live(client)
-    look_around(project)
+    look_around(client)
     found = client.get(f"/v1/customers/{WHO}/export").json()
     names = {"decisions": "decisions", "contacts": "contacts", "outcomes": "outcomes",
              "customer_events": "events"}  # fmt: skip

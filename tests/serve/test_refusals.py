@@ -58,7 +58,9 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
         b'{"limit": 1' + b"0" * 10_000 + b"}",
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes"])
+@pytest.mark.parametrize(
+    "path", ["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes", "/v1/events"]
+)
 def test_malformed_json(client: TestClient, path: str, body: bytes) -> None:
     problem(client.post(path, content=body, headers=JSON), 400, "malformed-json")
 
@@ -268,6 +270,7 @@ def test_keys_and_scopes_are_asked_for(project: Path, serve: Serve) -> None:
         ("POST", "/v1/decisions/batch", "decide"),
         ("GET", "/v1/decisions/x", "read"),
         ("POST", "/v1/outcomes", "outcomes"),
+        ("POST", "/v1/events", "outcomes"),
         ("GET", "/v1/customers/x", "read"),
         ("DELETE", "/v1/customers/x", "admin"),
         ("GET", "/v1/customers/x/export", "admin"),
@@ -371,7 +374,8 @@ anything = st.recursive(
 )
 fields = st.sampled_from(
     ["customer_id", "customer_ids", "channel", "context", "limit", "explain", "idempotency_key",
-     "placement", "outcome_id", "decision_id", "offer_id", "outcome_type", "occurred_at", "value"]
+     "placement", "outcome_id", "decision_id", "offer_id", "outcome_type", "occurred_at", "value",
+     "event_id", "event_type", "event_at"]
 )  # fmt: skip
 
 
@@ -379,7 +383,7 @@ fields = st.sampled_from(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    path=st.sampled_from(["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes"]),
+    path=st.sampled_from(["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes", "/v1/events"]),
     body=anything
     | st.dictionaries(fields, anything)
     | st.builds(lambda more: {**ASK, **more}, st.dictionaries(fields, anything, max_size=2))

@@ -1,4 +1,4 @@
-"""The HTTP API of a project: decisions, outcomes, customers, offers, models, health.
+"""The HTTP API of a project: decisions, outcomes, events, customers, offers, models, health.
 
 The routes are synchronous on purpose: they wait for the disk, and FastAPI runs them on threads.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
 from nextbest.errors import StoreError
+from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
 from nextbest.serve import person
 from nextbest.serve.access import Access, LoopbackOnly
@@ -31,7 +32,7 @@ from nextbest.serve.decisions import Decider
 from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
-from nextbest.serve.parsing import is_id, parse, parse_decision, parse_outcomes
+from nextbest.serve.parsing import is_id, parse, parse_decision, parse_events, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
 from nextbest.serve.replay import trace_of
@@ -44,6 +45,9 @@ from nextbest.serve.schemas import (
     DecisionAnswer,
     DecisionRequest,
     ErasureAnswer,
+    EventReport,
+    EventResult,
+    EventsAnswer,
     ExportAnswer,
     Health,
     ModelsAnswer,
@@ -121,6 +125,7 @@ def create_app(
         app.add_middleware(LoopbackOnly)
     app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
+    _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
     _person_routes(app, runtime, decider, sweeps, access)
     _operator_routes(app, runtime, metrics, access)
@@ -293,14 +298,49 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _S
         results = reported.record(runtime.store(), reports, state.offers.offer_ids, now)
         for one, result in zip(reports, results, strict=True):
             metrics.outcomes.labels(one.outcome_type, result.status).inc()
-        refused = [result for result in results if result.status == "refused"]
-        if len(refused) == len(results):
-            raise _refusal(results, many)
-        content = {"results": [result.model_dump(exclude_none=True) for result in results]}
-        return _json(content, 207 if refused else 200)
+        return _results(results, many, "outcomes")
 
 
-def _refusal(results: list[OutcomeResult], many: bool) -> Problem:
+def _event_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Scoped) -> None:
+    codes = (*_BODY_CODES, "event-in-future", "event-conflict", "not-ready")
+
+    # The scope is that of outcomes: both are reports of what customers did, from the same systems.
+    @app.post(
+        "/v1/events",
+        tags=["events"],
+        summary="Report what customers do",
+        response_model=EventsAnswer,
+        responses=answers("/v1/events", EventsAnswer, codes, also=[207]),
+        openapi_extra=takes(EventReport, many=True),
+        dependencies=[access("outcomes")],
+    )
+    def report(raw: Body) -> Response:
+        """One event or a list of up to 1,000. What is acknowledged is on disk, once.
+
+        Live features of the customer's next decision count it. Of a list each event is kept or
+        refused by itself: 200 where all were kept, 207 where some were, a problem where none was.
+        """
+        reports, many = parse_events(raw)
+        state = runtime.state()
+        now = max(runtime.clock(), state.moment(runtime.clock))
+        results = happened.record(runtime.store(), reports, now)
+        for result in results:
+            metrics.events.labels(result.status).inc()
+        return _results(results, many, "events")
+
+
+def _results(
+    results: Sequence[OutcomeResult] | Sequence[EventResult], many: bool, what: str
+) -> Response:
+    """Answer what became of each report, or refuse where none was kept."""
+    refused = [result for result in results if result.status == "refused"]
+    if len(refused) == len(results):
+        raise _refusal(refused, many, what)
+    content = {"results": [result.model_dump(exclude_none=True) for result in results]}
+    return _json(content, 207 if refused else 200)
+
+
+def _refusal(results: Sequence[OutcomeResult | EventResult], many: bool, what: str) -> Problem:
     errors = [
         {
             "pointer": f"/{number}/{result.field}" if many else f"/{result.field}",
@@ -311,8 +351,8 @@ def _refusal(results: list[OutcomeResult], many: bool) -> Problem:
     ]
     code, detail = str(results[0].code), str(results[0].detail)
     if many and len(results) > 1:
-        detail = f"None of the {len(results)} outcomes was kept. The first: {detail}"
-    status = 409 if code == "outcome-conflict" and not many else 422
+        detail = f"None of the {len(results)} {what} was kept. The first: {detail}"
+    status = 409 if code.endswith("-conflict") and not many else 422
     return Problem(code, detail, status=status, errors=errors)
 
 
@@ -328,13 +368,16 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Scoped) -> None:
         dependencies=[access("read")],
     )
     def customer(customer_id: str) -> Response:
-        """Features and scores as of the last refresh."""
+        """Features and scores as of the last refresh; live ones, and what follows them, as of now.
+
+        `live` says which those are, where there is news of the customer.
+        """
         state = runtime.state()
-        profile = person.profile_of(state, customer_id)
+        now = state.moment(runtime.clock)
+        profile = person.profile_of(state, runtime.store(), customer_id, now)
         if profile is None:
             raise _no_customer(customer_id)
-        stale = state.is_stale(state.moment(runtime.clock))
-        return _json({**profile, "profile_stale": stale})
+        return _json({**profile, "profile_stale": state.is_stale(now)})
 
     @app.get(
         "/v1/offers",
@@ -419,7 +462,8 @@ def _person_routes(
         state, store, actor = runtime.state(), runtime.store(), _actor(request)
         found = None
         if is_id(customer_id):
-            found = person.export(runtime.project_dir, state, store, customer_id, actor)
+            now = state.moment(runtime.clock)
+            found = person.export(runtime.project_dir, state, store, customer_id, now, actor)
         if found is None:
             raise _no_customer(customer_id)
         return _json(found)

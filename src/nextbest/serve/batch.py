@@ -187,7 +187,8 @@ def decide_batch(
     # batch's own decisions.
     rules, at = state.rules.tables.exploration, situation.decided_at
     learnt = learnt_of(store, rules, at, without_batch=question)
-    batch_id = _batch_id(question, store, parts, at, learnt, made)
+    since = state.shaper.overlay.events_since
+    batch_id = _batch_id(question, store, parts, at, learnt, made, since)
     batch = _Batch(state, situation, store, question, batch_id, learnt)
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     rationing = _rationing(state, situation, made, total)
@@ -255,6 +256,7 @@ def _batch_id(
     decided_at: datetime,
     learnt: Learnt,
     made: Counter[str],
+    events_since: datetime | None,
 ) -> str:
     """Hash the question and what had happened before it, the batch's own decisions apart.
 
@@ -264,11 +266,11 @@ def _batch_id(
     digest.update(repr(learnt).encode())
     until = naive_utc(decided_at)
     for ids in parts if store is not None else ():
-        known = past_of(store, ids)
+        known = past_of(store, ids, events_since)
         past = known.without([_decision_id(question, one) for one in ids])
         if made:
             made -= Counter(known.contacts.offer_ids) - Counter(past.contacts.offer_ids)
-        for told in (past.contacts, past.outcomes):
+        for told in (past.contacts, past.outcomes, past.events):
             for event in sorted(zip(*vars(told).values(), strict=True), key=repr):
                 if event[-2] <= until:
                     digest.update(repr(event).encode())
@@ -293,7 +295,7 @@ class _Batch:
     ) -> tuple[Decisions, Past]:
         """Decide for some customers; return what was known of them, too."""
         decision_ids = [_decision_id(self.question, customer_id) for customer_id in ids]
-        past = past_of(self.store, ids)
+        past = past_of(self.store, ids, self.state.shaper.overlay.events_since)
         before = past.without(decision_ids)  # an earlier run's decisions do not hold this one back
         decided = decide_for(
             self.state,

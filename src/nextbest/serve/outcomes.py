@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from nextbest.errors import did_you_mean
-from nextbest.serve.records import Outcome, OutcomeStatus
+from nextbest.serve.records import Outcome, ReportStatus
 from nextbest.serve.schemas import OutcomeReport, OutcomeResult
 from nextbest.serve.store import Store
 
-__all__ = ["record"]
+__all__ = ["MAX_CLOCK_SKEW", "record"]
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 # Other systems' clocks and time zones are wrong by hours; more than that is another event.
@@ -53,7 +53,7 @@ def record(
     ]
 
 
-def _result(report: OutcomeReport, found: _Refusal | OutcomeStatus) -> OutcomeResult:
+def _result(report: OutcomeReport, found: _Refusal | ReportStatus) -> OutcomeResult:
     if found == "conflict":
         detail = f'outcome "{report.outcome_id}" was reported before with other content'
         found = _Refusal("outcome-conflict", detail, "outcome_id")

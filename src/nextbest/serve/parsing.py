@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from nextbest.errors import did_you_mean
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.question import DecisionQuestion, read
-from nextbest.serve.schemas import ID, MAX_BATCH, DecisionRequest, OutcomeReport
+from nextbest.serve.schemas import ID, MAX_BATCH, DecisionRequest, EventReport, OutcomeReport
 
-__all__ = ["is_id", "parse", "parse_decision", "parse_outcomes"]
+__all__ = ["is_id", "parse", "parse_decision", "parse_events", "parse_outcomes"]
 
 MAX_ERRORS = 50
 # Beyond it a body is no mistake, and to describe every fault of it would be the work it asks for.
@@ -22,8 +22,11 @@ MAX_NAME = 128
 
 M = TypeVar("M", bound=BaseModel)
 
-_REPORTS = TypeAdapter(
+_OUTCOMES = TypeAdapter(
     Annotated[list[OutcomeReport], Field(min_length=1, max_length=MAX_BATCH, strict=True)]
+)
+_EVENTS = TypeAdapter(
+    Annotated[list[EventReport], Field(min_length=1, max_length=MAX_BATCH, strict=True)]
 )
 _KINDS = {str: "text", bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
 
@@ -62,13 +65,21 @@ def parse_decision(body: bytes) -> DecisionQuestion:
 
 def parse_outcomes(body: bytes) -> tuple[list[OutcomeReport], bool]:
     """Read one outcome report or a list of them; the flag says whether it was a list."""
-    many = body.lstrip(b" \t\r\n").startswith(b"[")
-    if not many:
-        return [parse(OutcomeReport, body)], False
+    return _one_or_many(OutcomeReport, _OUTCOMES, body)
+
+
+def parse_events(body: bytes) -> tuple[list[EventReport], bool]:
+    """Read one event or a list of them; the flag says whether it was a list."""
+    return _one_or_many(EventReport, _EVENTS, body)
+
+
+def _one_or_many(model: type[M], listed: TypeAdapter[list[M]], body: bytes) -> tuple[list[M], bool]:
+    if not body.lstrip(b" \t\r\n").startswith(b"["):
+        return [parse(model, body)], False
     try:
-        return _REPORTS.validate_json(body), True
+        return listed.validate_json(body), True
     except ValidationError as error:
-        raise _refusal(error, OutcomeReport) from None
+        raise _refusal(error, model) from None
 
 
 def _refusal(error: ValidationError, model: type[BaseModel]) -> Problem:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nextbest.serve.audience import past_of
 from nextbest.serve.audit import Change
 from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import State
@@ -64,13 +65,13 @@ class Sweeps:
 
 
 def export(
-    project_dir: Path, state: State, store: Store, customer_id: str, actor: str
+    project_dir: Path, state: State, store: Store, customer_id: str, now: datetime, actor: str
 ) -> dict[str, Any] | None:
     """Return all that bundle and store hold of a customer as plain JSON types, or None.
 
     That it was handed out goes into the audit trail, without saying whose data it was.
     """
-    profile, held = profile_of(state, customer_id), store.person(customer_id)
+    profile, held = profile_of(state, store, customer_id, now), store.person(customer_id)
     if profile is None and not held:
         return None
     contacts, responses = state.shaper.told(customer_id)
@@ -98,17 +99,22 @@ def export(
     return {"customer_id": customer_id, "exported_at": _moment(datetime.now(UTC)), **found}
 
 
-def profile_of(state: State, customer_id: str) -> dict[str, Any] | None:
-    """Return features and scores of a customer as of the last refresh, or None for a stranger."""
-    profile = state.shaper.profile(customer_id)
-    if profile is None:
+def profile_of(
+    state: State, store: Store, customer_id: str, now: datetime
+) -> dict[str, Any] | None:
+    """Return features and scores of a customer, live ones as of now, or None for a stranger."""
+    past = past_of(store, [customer_id], state.shaper.overlay.events_since)
+    found = state.shaper.profile(customer_id, state.shaper.news([customer_id], past, now))
+    if found is None:
         return None
+    profile, live = found
     scores = state.bundle.score_names
     return {
         "customer_id": customer_id,
         "as_of": _moment(state.bundle.as_of),
         "features": {k: v for k, v in profile.items() if k not in scores},
         "scores": {name: profile.get(name) for name in scores},
+        "live": None if live is None else {"at": _moment(now), **live},
         "bundle": state.bundle.id,
     }
 

@@ -58,6 +58,11 @@ CODES: Mapping[str, Code] = {
         "This outcome id was reported with other content",
         "The first report stands. Report a correction under a new `outcome_id`.",
     ),
+    "event-conflict": Code(
+        (409, 422),
+        "This event id was reported with other content",
+        "The first report stands. Report another event under a new `event_id`.",
+    ),
     "body-too-large": Code((413,), "The body is too large", "Send fewer items in one call."),
     "unsupported-media-type": Code(
         (415,), "The body must be sent as JSON", "Send `Content-Type: application/json`."
@@ -95,6 +100,11 @@ CODES: Mapping[str, Code] = {
         (422,),
         "The outcome lies more than a day before its decision",
         "Check the clock and the time zone of `occurred_at`.",
+    ),
+    "event-in-future": Code(
+        (422,),
+        "The event lies in the future",
+        "Check the clock and the time zone of `event_at`.",
     ),
     "internal-error": Code(
         (500,), "Something broke on our side", "Try again; quote `error_id` to the operator."

@@ -46,6 +46,13 @@ class Metrics:
             ("outcome_type", "status"),
             registry=registry,
         )
+        # Types are the callers' own words, too many for a label.
+        self.events = Counter(
+            "nextbest_events",
+            "Customer events reported, by what became of them.",
+            ("status",),
+            registry=registry,
+        )
         self.errors = Counter(
             "nextbest_errors",
             "Problem answers, by their stable code.",

@@ -23,12 +23,14 @@ from nextbest.serve.audit import AuditEntry, Change
 from nextbest.serve.records import (
     ApiKey,
     Contacts,
+    CustomerEvent,
     DecisionRecord,
     Erased,
+    Events,
     Outcome,
     Outcomes,
-    OutcomeStatus,
     Person,
+    ReportStatus,
     StoredDecision,
     Tally,
 )
@@ -36,6 +38,7 @@ from nextbest.serve.store import (
     audit,
     decisions,
     erasure,
+    events,
     history,
     keys,
     outcomes,
@@ -173,6 +176,16 @@ class Store:
         with self._database.read() as connection:
             return history.history(connection, customer_ids)
 
+    def past(
+        self, customer_ids: Sequence[str] | None, events_since: datetime | None
+    ) -> tuple[Contacts, Outcomes, Events]:
+        """Return `history`, and events from a moment on (None: no events), in one read."""
+        with self._database.read() as connection:
+            told = history.history(connection, customer_ids)
+            if events_since is None:
+                return *told, Events()
+            return *told, events.since(connection, customer_ids, events_since)
+
     def tallies(
         self, answers: Sequence[str], at: datetime, *, without_batch: str | None = None
     ) -> dict[str, Tally]:
@@ -196,7 +209,7 @@ class Store:
 
     # --- outcomes ----------------------------------------------------------------------------
 
-    def record_outcomes(self, reports: Sequence[Outcome]) -> list[OutcomeStatus]:
+    def record_outcomes(self, reports: Sequence[Outcome]) -> list[ReportStatus]:
         """Keep outcomes once each and return the status of each, in order."""
         customers = [one.customer_id for one in reports]
         return self._submit(lambda to: outcomes.keep(to, reports), customers).result()
@@ -207,6 +220,12 @@ class Store:
         """Return the outcomes of a customer or of a decision, oldest first."""
         with self._database.read() as connection:
             return outcomes.find(connection, customer_id, decision_id)
+
+    # --- events ------------------------------------------------------------------------------
+
+    def record_events(self, reports: Sequence[CustomerEvent]) -> list[ReportStatus]:
+        """Keep events once each and return the status of each, in order."""
+        return self._write(lambda to: events.keep(to, reports))
 
     # --- API keys ----------------------------------------------------------------------------
 
