@@ -87,12 +87,12 @@ def test_the_bytes_are_gone_from_the_file(project: Path, serve: Serve) -> None:
     """Many rows, so that pages were split and moved; the id is like no other text."""
     client = serve(project)
     someone = "PERSON-4711-ERASED"
-    for number in range(40):
+    for number in range(25):
         for customer_id in (f"other-{number}", someone):
             ask = {"customer_id": customer_id, "channel": "mail", "context": {"weather": "x" * 900},
                    "idempotency_key": f"{customer_id}/{number}"}  # fmt: skip
             assert client.post("/v1/decisions", json=ask).status_code == 200
-    assert sum(holding(project, someone).values()) > 100
+    assert sum(holding(project, someone).values()) > 60
     done = client.delete(f"/v1/customers/{someone}").json()
     assert done["overwritten"] is True
     assert sum(holding(project, someone).values()) == 0
@@ -310,7 +310,9 @@ def test_the_salt_makes_the_same_person_another_hash_in_another_store(tmp_path: 
     assert not kept[0] & kept[1]
 
 
-def test_a_refresh_without_the_person_forgets_who_was_erased(project: Path, serve: Serve) -> None:
+def test_a_refresh_without_the_person_forgets_who_was_erased(
+    project: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As long as a bundle on disk holds the profile the hash stays; then it goes, too."""
     client = serve(project)
     client.delete(f"/v1/customers/{WHO}")
@@ -319,6 +321,10 @@ def test_a_refresh_without_the_person_forgets_who_was_erased(project: Path, serv
         (project / room).mkdir()
     (project / "training" / "training.toml").write_text("")
     opened, store = Project.open(project), open_store(project)
+    with monkeypatch.context() as shared:
+        shared.setenv("NEXTBEST_STORE", f"sqlite:///{project}/.nextbest/store.db")
+        jobs._forget_who_is_gone(opened)
+        assert len(store.erased().hashes) == 2  # another machine may have the bundle still
     jobs._forget_who_is_gone(opened)
     known = store.erased()
     assert WHO in known and "never-in-a-bundle" not in known

@@ -100,7 +100,7 @@ def tries(served: TestClient, operation: Any, documented: Any, mode: GenerationM
     """Ask one call what its schema allows, or does not, and return the statuses of the answers."""
     seen = set()
 
-    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=7, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def answers(case: Any) -> None:
         response = served.request(**case.as_transport_kwargs(base_url="http://testserver"))
