@@ -262,10 +262,13 @@ def test_erasing_waits_for_a_store_that_is_held_and_then_says_so(
     # A reader that began before keeps the old pages alive: that is said, and asking again helps.
     blocker.execute("BEGIN")
     blocker.execute("SELECT count(*) FROM decisions").fetchall()
-    assert client.delete(f"/v1/customers/{WHO}").json()["overwritten"] is False
+    live(client, "PERSON-4711-READ")
+    assert client.delete("/v1/customers/PERSON-4711-READ").json()["overwritten"] is False
+    assert sum(holding(project, "PERSON-4711-READ").values()) > 0
     blocker.execute("ROLLBACK")
     blocker.close()
-    assert client.delete(f"/v1/customers/{WHO}").json()["overwritten"] is True
+    assert client.delete("/v1/customers/PERSON-4711-READ").json()["overwritten"] is True
+    assert sum(holding(project, "PERSON-4711-READ").values()) == 0
 
 
 def test_any_database_erases_and_exports_alike(url: str) -> None:

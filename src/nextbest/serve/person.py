@@ -60,6 +60,8 @@ class Sweeps:
             if all_of_it or at <= now:
                 if store.person(customer_id):
                     erase(store, customer_id, actor)
+                else:
+                    store.overwrite()  # perhaps somebody was reading before
                 # Only now: what failed is tried again.
                 self._due.pop(customer_id, None)
 
