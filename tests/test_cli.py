@@ -67,8 +67,8 @@ def error(ran: Any) -> dict[str, Any]:
 
 def test_the_commands_are_these(cli: Run) -> None:
     assert sorted(commands()) == [
-        "audit list", "audit verify", "check", "compare", "customers erase", "customers export",
-        "decide", "demo", "evaluate", "experiment plan", "experiment read",
+        "audit list", "audit verify", "bias", "check", "compare", "customers erase",
+        "customers export", "decide", "demo", "evaluate", "experiment plan", "experiment read",
         "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
         "replay", "rollback", "serve", "simulate", "train",
     ]  # fmt: skip

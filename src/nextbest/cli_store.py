@@ -89,7 +89,7 @@ def customers_export(customer_id: CustomerId, project: ProjectDir = HERE) -> Non
     with _store(project) as (root, store):
         state = load_state(root)
         now = state.moment(lambda: datetime.now(UTC))
-        found = person.export(root, state, store, customer_id, now, local_actor())
+        found = person.export(root, state, store, customer_id, local_actor(), now)
     if found is None:
         raise NotFoundError("customers", "nothing is known of this customer", action="Check the id")
     show_json(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from nextbest import __version__
 from nextbest.errors import StoreError
 from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
-from nextbest.serve import person
+from nextbest.serve import person, tracing
 from nextbest.serve.access import Access, LoopbackOnly
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
@@ -63,6 +64,9 @@ from nextbest.serve.telemetry import METRICS_MEDIA_TYPE, Metrics, configure_logg
 __all__ = ["create_app"]
 
 RELOAD_SECONDS = 2.0
+MEASURE_SECONDS = 10.0
+# Reads the contact log of three months.
+COMPARE_SECONDS = 300.0
 
 Body = Annotated[bytes, Depends(body)]
 _BODY_CODES = ("malformed-json", "body-too-large", "unsupported-media-type", "invalid-request")
@@ -101,6 +105,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         configure_logging()
+        tracing.configure()
         await run_in_threadpool(runtime.open)
         watch = asyncio.create_task(_watch(runtime, door, sweeps))
         yield
@@ -111,8 +116,10 @@ def create_app(
         with suppress(StoreError):
             await run_in_threadpool(sweeps.run, runtime.store(), all_of_it=True)
         await run_in_threadpool(runtime.close)
+        await run_in_threadpool(tracing.stop)
 
     app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.runtime = runtime
     add_error_handlers(app)
     access = _Scoped(door)
     _decision_routes(app, runtime, decider, access)
@@ -147,15 +154,30 @@ class _Service(FastAPI):
 
 
 async def _watch(runtime: Runtime, door: Access, sweeps: person.Sweeps) -> None:
+    """Do now and then what nobody asks for: take up new files, measure, hold models to account."""
+
+    def sweep() -> None:
+        sweeps.run(runtime.store())
+
+    every: dict[Callable[[], None], float] = {
+        runtime.reload: RELOAD_SECONDS,
+        door.write_use: RELOAD_SECONDS,
+        sweep: RELOAD_SECONDS,
+        runtime.measure: MEASURE_SECONDS,
+        runtime.compare: COMPARE_SECONDS,
+    }
+    due = dict.fromkeys(every, 0.0)
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
-        try:
-            await run_in_threadpool(runtime.reload)
-            await run_in_threadpool(door.write_use)
-            await run_in_threadpool(sweeps.run, runtime.store())
-        except Exception:
-            # Whatever is wrong with the new files, the state in use is as good as before.
-            log("reload failed", level=logging.ERROR, exc_info=True)
+        for job, seconds in every.items():
+            if time.monotonic() < due[job]:
+                continue
+            due[job] = time.monotonic() + seconds
+            try:
+                await run_in_threadpool(job)
+            except Exception:
+                # Whatever is wrong, the state in use is as good as before.
+                log("watch failed", level=logging.ERROR, exc_info=True, job=job.__name__)
 
 
 class _Scoped:
@@ -463,7 +485,7 @@ def _person_routes(
         found = None
         if is_id(customer_id):
             now = state.moment(runtime.clock)
-            found = person.export(runtime.project_dir, state, store, customer_id, now, actor)
+            found = person.export(runtime.project_dir, state, store, customer_id, actor, now)
         if found is None:
             raise _no_customer(customer_id)
         return _json(found)

@@ -309,6 +309,11 @@ class Shaper:
         }
         return profile, live.get(customer_id)
 
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one customer column of every profile, as rules read it."""
+        at = self.bundle.profiles.columns.index(name)
+        return self._decoded(name, np.asarray(self.bundle.profiles.matrix[:, at]))
+
     def _current(
         self, customer_ids: Sequence[str], rows: Rows, news: News | None
     ) -> tuple[Array, dict[str, dict[str, Any]]]:

@@ -84,13 +84,6 @@ _LONE_OUTCOME = {
     "outcome_type": "refusal",
     "occurred_at": "2017-12-13T09:00:00+01:00",
 }
-_STORED_LONE_OUTCOME = {
-    **_LONE_OUTCOME,
-    "decision_id": None,
-    "occurred_at": "2017-12-13T08:00:00Z",
-    "value": None,
-    "received_at": "2017-12-13T08:00:01Z",
-}
 _EVENT = {
     "event_id": "web-90210",
     "customer_id": "1",
@@ -107,6 +100,13 @@ _FULL_EVENT = {
     "channel": "web",
     "session_id": "s-4a1",
     "value": 12.0,
+}
+_STORED_LONE_OUTCOME = {
+    **_LONE_OUTCOME,
+    "decision_id": None,
+    "occurred_at": "2017-12-13T08:00:00Z",
+    "value": None,
+    "received_at": "2017-12-13T08:00:01Z",
 }
 _QUESTION = {"customer_id": "1", "channel": "mail", "limit": 1, "idempotency_key": "letter-1"}
 _TRACE = {"offers": [{"offer_id": "18", "fate": {"step": "chosen", "reason": "chosen"}}]}

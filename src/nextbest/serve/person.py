@@ -67,7 +67,7 @@ class Sweeps:
 
 
 def export(
-    project_dir: Path, state: State, store: Store, customer_id: str, now: datetime, actor: str
+    project_dir: Path, state: State, store: Store, customer_id: str, actor: str, now: datetime
 ) -> dict[str, Any] | None:
     """Return all that bundle and store hold of a customer as plain JSON types, or None.
 
@@ -104,7 +104,10 @@ def export(
 def profile_of(
     state: State, store: Store, customer_id: str, now: datetime
 ) -> dict[str, Any] | None:
-    """Return features and scores of a customer, live ones as of now, or None for a stranger."""
+    """Return features and scores of a customer, or None for a stranger.
+
+    They are as of the last refresh; live ones, and what follows them, as of ``now``.
+    """
     past = past_of(store, [customer_id], state.shaper.overlay.events_since)
     found = state.shaper.profile(customer_id, state.shaper.news([customer_id], past, now))
     if found is None:

@@ -96,15 +96,15 @@ CODES: Mapping[str, Code] = {
         "The outcome lies in the future",
         "Check the clock and the time zone of `occurred_at`.",
     ),
-    "outcome-before-decision": Code(
-        (422,),
-        "The outcome lies more than a day before its decision",
-        "Check the clock and the time zone of `occurred_at`.",
-    ),
     "event-in-future": Code(
         (422,),
         "The event lies in the future",
         "Check the clock and the time zone of `event_at`.",
+    ),
+    "outcome-before-decision": Code(
+        (422,),
+        "The outcome lies more than a day before its decision",
+        "Check the clock and the time zone of `occurred_at`.",
     ),
     "internal-error": Code(
         (500,), "Something broke on our side", "Try again; quote `error_id` to the operator."

@@ -187,7 +187,12 @@ class Store:
             return *told, events.since(connection, customer_ids, events_since)
 
     def tallies(
-        self, answers: Sequence[str], at: datetime, *, without_batch: str | None = None
+        self,
+        answers: Sequence[str],
+        at: datetime,
+        *,
+        without_batch: str | None = None,
+        since: datetime | None = None,
     ) -> dict[str, Tally]:
         """Return how each offer has done, over all customers.
 
@@ -198,9 +203,10 @@ class Store:
             the customer's contacts with the offer before it; its money counts for the last of them.
         at: contacts and outcomes after this moment do not count.
         without_batch: neither do contacts of this batch.
+        since: neither do contacts before this moment.
         """
         with self._database.read() as connection:
-            return tallies.tallies(connection, answers, at, without_batch)
+            return tallies.tallies(connection, answers, at, without_batch, since)
 
     def contacts_by_offer(self, until: datetime) -> dict[str, int]:
         """Return how often each offer was made up to a moment."""
@@ -313,6 +319,11 @@ class Store:
         self._write(lambda to: erasure.lift(to, hashes))
 
     # --- all of them -------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many writes of this process wait."""
+        return self._writer.waiting
 
     def ping(self) -> None:
         """Raise StoreError unless the store takes a write to disk right now."""
