@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
+from nextbest.errors import StoreError
 from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
 from nextbest.serve import person, tracing
@@ -98,6 +99,7 @@ def create_app(
     metrics = Metrics()
     runtime = Runtime(project_dir, metrics, clock)
     door = Access(runtime.store, insecure=insecure, workers=workers)
+    sweeps = person.Sweeps()
     decider = Decider(runtime, metrics)
 
     @asynccontextmanager
@@ -105,12 +107,14 @@ def create_app(
         configure_logging()
         tracing.configure()
         await run_in_threadpool(runtime.open)
-        watch = asyncio.create_task(_watch(runtime, door))
+        watch = asyncio.create_task(_watch(runtime, door, sweeps))
         yield
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
         await run_in_threadpool(door.write_use, all_of_it=True)
+        with suppress(StoreError):
+            await run_in_threadpool(sweeps.run, runtime.store(), all_of_it=True)
         await run_in_threadpool(runtime.close)
         await run_in_threadpool(tracing.stop)
 
@@ -130,7 +134,7 @@ def create_app(
     _outcome_routes(app, runtime, metrics, access)
     _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
-    _person_routes(app, runtime, decider, access)
+    _person_routes(app, runtime, decider, sweeps, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
@@ -149,11 +153,16 @@ class _Service(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-async def _watch(runtime: Runtime, door: Access) -> None:
+async def _watch(runtime: Runtime, door: Access, sweeps: person.Sweeps) -> None:
     """Do now and then what nobody asks for: take up new files, measure, hold models to account."""
-    every = {
+
+    def sweep() -> None:
+        sweeps.run(runtime.store())
+
+    every: dict[Callable[[], None], float] = {
         runtime.reload: RELOAD_SECONDS,
         door.write_use: RELOAD_SECONDS,
+        sweep: RELOAD_SECONDS,
         runtime.measure: MEASURE_SECONDS,
         runtime.compare: COMPARE_SECONDS,
     }
@@ -435,7 +444,9 @@ def _no_customer(customer_id: str) -> Problem:
     return Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
 
 
-def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Scoped) -> None:
+def _person_routes(
+    app: FastAPI, runtime: Runtime, decider: Decider, sweeps: person.Sweeps, access: _Scoped
+) -> None:
     @app.delete(
         "/v1/customers/{customer_id}",
         tags=["people"],
@@ -455,6 +466,7 @@ def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Sc
         with decider.one_at_a_time([customer_id]):
             done = person.erase(runtime.store(), customer_id, _actor(request))
             runtime.heed_erasures()
+        sweeps.plan(customer_id, _actor(request))
         return _json(done)
 
     @app.get(

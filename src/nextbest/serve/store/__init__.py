@@ -335,7 +335,11 @@ class Store:
             return removed, audit.append(to, replace(change, detail={**change.detail, **removed}))
 
         removed, entry = self._note(remove, customer_id)
-        return removed, entry, self._database.overwrite()
+        return removed, entry, self.overwrite()
+
+    def overwrite(self) -> bool:
+        """Have what was removed gone from the file, too; False where that is not possible now."""
+        return self._database.overwrite()
 
     def erased(self) -> Erased:
         """Return who was erased and may still be in a bundle."""
