@@ -9,7 +9,6 @@ its numbers in files of the folder that ``PROMETHEUS_MULTIPROC_DIR`` names, and 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -235,7 +235,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["traceback"] = _traceback(record.exc_info[1])
-        return json.dumps(line, default=str)
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 class _StandardError(logging.Handler):
@@ -257,4 +257,10 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **fields: Any) -> None:
     """Log ``event`` with fields; never pass personal data."""
-    _LOGGER.log(level, event, exc_info=exc_info, extra={"fields": fields})
+    if not _LOGGER.isEnabledFor(level):
+        return
+    # Who called need not be known: looking that up takes longer than writing the line.
+    error = sys.exc_info() if exc_info else None
+    record = logging.LogRecord(_LOGGER.name, level, "", 0, event, None, error)
+    record.fields = fields
+    _LOGGER.handle(record)
