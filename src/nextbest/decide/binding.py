@@ -80,6 +80,25 @@ class Fates:
     names: tuple[tuple[str, str], ...]
     codes: Mapping[tuple[str, str], int]
 
+    def _are(self, *fates: tuple[str, str]) -> npt.NDArray[np.bool_]:
+        return np.array([fate in fates for fate in self.names])
+
+    @cached_property
+    def final(self) -> npt.NDArray[np.bool_]:
+        """By code: whether the offer passed every step before arbitration."""
+        last = ("arbitration", "arm", "chosen")
+        return np.array([step in last for step, _ in self.names]) | self._are(SCARCE)
+
+    @cached_property
+    def lost(self) -> npt.NDArray[np.bool_]:
+        """By code: whether the offer competed, and another was better or was drawn."""
+        return self._are(OUTRANKED, LESS_LIKELY, NOT_DRAWN)
+
+    @cached_property
+    def limited(self) -> npt.NDArray[np.bool_]:
+        """By code: whether there was not enough of the offer for all."""
+        return self._are(SCARCE, USED_UP)
+
 
 @dataclass(frozen=True)
 class Retention:

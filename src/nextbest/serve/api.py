@@ -14,20 +14,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
 from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
 from nextbest.serve.audience import past_of
-from nextbest.serve.auth import authenticate
+from nextbest.serve.auth import Caller, authenticate
 from nextbest.serve.decisions import Decider
+from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
-from nextbest.serve.parsing import parse, parse_events, parse_outcomes
+from nextbest.serve.parsing import parse, parse_decision, parse_events, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
 from nextbest.serve.replay import trace_of
@@ -58,12 +61,17 @@ RELOAD_SECONDS = 2.0
 
 Body = Annotated[bytes, Depends(body)]
 _BODY_CODES = ("malformed-json", "body-too-large", "unsupported-media-type", "invalid-request")
+_ANYBODY = Caller("insecure", ("admin",))
 _BEARER = HTTPBearer(auto_error=False, scheme_name="API key", description="`nb_<id>_<secret>`")
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="API key header")
 
 
 def create_app(
-    project_dir: Path, *, insecure: bool = False, clock: Callable[[], datetime] | None = None
+    project_dir: Path,
+    *,
+    insecure: bool = False,
+    clock: Callable[[], datetime] | None = None,
+    short_way: bool = True,
 ) -> FastAPI:
     """Return the API of a project as an ASGI application.
 
@@ -76,9 +84,11 @@ def create_app(
     project_dir : the folder with ``serving/`` and ``.nextbest/``.
     insecure : let everybody in. Only for development on the loopback interface.
     clock : returns the current time (aware UTC); the policy may fix the moment of decisions.
+    short_way : answer ``POST /v1/decisions`` before FastAPI sees it: the same, only sooner.
     """
     metrics = Metrics()
     runtime = Runtime(project_dir, metrics, clock)
+    decider = Decider(runtime, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,17 +101,33 @@ def create_app(
             await watch
         await run_in_threadpool(runtime.close)
 
-    app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(Observed, metrics=metrics)
+    app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
     add_error_handlers(app)
     access = _Access(runtime, insecure)
-    _decision_routes(app, runtime, Decider(runtime, metrics), access)
+    _decision_routes(app, runtime, decider, access)
+    if short_way:
+        route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
+        app.short_way = Observed(ShortWay(decider, access, route), metrics)
+    app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
     _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
+
+
+class _Service(FastAPI):
+    """The API, and the short way to a decision before it."""
+
+    short_way: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if self.short_way is not None and is_short(scope):
+            await self.short_way(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 async def _watch(runtime: Runtime) -> None:
@@ -126,20 +152,28 @@ class _Access:
             bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
             header: Annotated[str | None, Security(_HEADER)],
         ) -> None:
-            if self._insecure:
-                return
-            token = bearer.credentials if bearer is not None else header
-            caller = authenticate(self._runtime.store(), token)
-            if caller is None:
-                raise Problem(
-                    "unauthenticated",
-                    "The API key is missing, unknown or revoked.",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-            if not caller.may(scope):
-                raise Problem("forbidden", f'This call needs the scope "{scope}".')
+            self.admit(bearer.credentials if bearer is not None else header, scope)
 
         return Depends(check)
+
+    def admit(self, token: str | None, scope: str) -> Caller:
+        """Return the caller who holds a token, or refuse."""
+        if self._insecure:
+            return _ANYBODY
+        caller = authenticate(self._runtime.store(), token)
+        if caller is None:
+            raise Problem(
+                "unauthenticated",
+                "The API key is missing, unknown or revoked.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return self.allow(caller, scope)
+
+    def allow(self, caller: Caller, scope: str) -> Caller:
+        """Return a caller who is known already, if the key may do this."""
+        if not caller.may(scope):
+            raise Problem("forbidden", f'This call needs the scope "{scope}".')
+        return caller
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -171,9 +205,9 @@ def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _
 
         A customer without a profile gets the policy's fallback (`"fallback": true`).
         """
-        answer = decider.one(parse(DecisionRequest, raw))
+        answer = decider.one(parse_decision(raw))
         request.state.log_fields = {"decision_id": answer["decision_id"]}
-        return _json(answer)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @app.post(
         "/v1/decisions/batch",

@@ -17,7 +17,14 @@ from nextbest.errors import StoreError
 from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.telemetry import Metrics, log
 
-__all__ = ["MAX_BODY_BYTES", "Observed", "add_error_handlers", "body", "problem_response"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "Observed",
+    "add_error_handlers",
+    "body",
+    "problem_response",
+    "store_problem",
+]
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
@@ -66,7 +73,8 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     )
 
 
-def _store_problem(error: StoreError) -> Problem:
+def store_problem(error: StoreError) -> Problem:
+    """Return what a caller is told of a store that cannot be used, and log the rest."""
     log("store unavailable", level=logging.ERROR, error=str(error))
     # The caller needs no paths of ours.
     return Problem("store-unavailable", "The store of decisions cannot be read or written now.")
@@ -89,7 +97,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def _store(request: Request, error: StoreError) -> Response:
-        return problem_response(_store_problem(error), request.scope)
+        return problem_response(store_problem(error), request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:

@@ -9,9 +9,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nextbest.errors import did_you_mean
 from nextbest.serve.problems import Problem, pointer
-from nextbest.serve.schemas import MAX_BATCH, EventReport, OutcomeReport
+from nextbest.serve.question import DecisionQuestion, read
+from nextbest.serve.schemas import MAX_BATCH, DecisionRequest, EventReport, OutcomeReport
 
-__all__ = ["parse", "parse_events", "parse_outcomes"]
+__all__ = ["parse", "parse_decision", "parse_events", "parse_outcomes"]
 
 MAX_ERRORS = 50
 
@@ -37,6 +38,20 @@ def parse(model: type[M], body: bytes) -> M:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error, model) from None
+
+
+def parse_decision(body: bytes) -> DecisionQuestion:
+    """Read a question about one customer.
+
+    Raises
+    ------
+    Problem: as `parse`.
+    """
+    found = read(body)
+    if found is not None:
+        return found
+    # The schema finds every fault, and says what is wrong in words.
+    return DecisionQuestion(**parse(DecisionRequest, body).model_dump())
 
 
 def parse_outcomes(body: bytes) -> tuple[list[OutcomeReport], bool]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import msgspec
+
 __all__ = [
     "ApiKey",
     "Contacts",
@@ -86,7 +88,7 @@ class DecisionRecord:
             "arm": self.arm,
             "idempotency_key": self.idempotency_key,
             "request_hash": self.request_hash,
-            "record": json.dumps(self.record, separators=(",", ":"), allow_nan=False),
+            "record": msgspec.json.encode(self.record).decode(),
         }
 
     def contact_rows(self) -> list[dict[str, Any]]:

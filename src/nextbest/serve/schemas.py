@@ -42,6 +42,7 @@ MAX_BATCH = 1_000
 MAX_CONTEXT = 64
 MAX_LIMIT = 50
 MAX_NUMBER = 1e15
+MAX_TEXT = 1_024
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 OUTCOME_TYPES = (
@@ -71,7 +72,7 @@ def _outcome_type(value: str) -> str:
 
 def _scalar(value: object) -> object:
     if isinstance(value, str):
-        if len(value) > 1_024:
+        if len(value) > MAX_TEXT:
             raise PydanticCustomError("scalar", "Text here should have at most 1024 characters")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         # An integer of any length is legal JSON; beyond this no float can tell neighbours apart.

@@ -76,15 +76,18 @@ class Store:
             raise
         if upgraded is not None:
             log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
-        self._writer = GroupWriter(
-            self._database.transaction, self._database.write_fault, self._database.lock
-        )
+        self._writer = GroupWriter(self._database.transaction, self._database.ways())
 
     @classmethod
     def at(cls, path: Path) -> Store:
         """Open (or make) the SQLite store in the file ``path``."""
         url = sa.URL.create("sqlite", database=str(path.absolute()))
         return cls(url.render_as_string(hide_password=False))
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine, which is read without waiting for anybody."""
+        return self._engine.dialect.name == "sqlite"
 
     # --- decisions ---------------------------------------------------------------------------
 
@@ -223,8 +226,8 @@ class Store:
     # --- all of them -------------------------------------------------------------------------
 
     def ping(self) -> None:
-        """Raise StoreError unless the store takes a write lock and answers right now."""
-        self._write(lambda to: to.execute(sa.select(SCHEMA.c.version)).scalar())
+        """Raise StoreError unless the store takes a write to disk right now."""
+        self._write(schema.touch)
 
     def close(self) -> None:
         """Finish the writes that wait, then let go of the database."""

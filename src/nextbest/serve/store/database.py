@@ -11,10 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from nextbest.errors import StoreError
 from nextbest.serve.store.rows import BACKENDS
+from nextbest.serve.writer import Ways
 
 __all__ = ["Database"]
 
@@ -102,8 +103,11 @@ class Database:
         except FAULTS as error:
             raise self.fault(problem, error) from error
 
-    def write_fault(self, error: Exception) -> Exception:
-        """Return a database's fault in writing as a StoreError, and any other as it is."""
+    def ways(self) -> Ways[sa.Connection]:
+        """Return what a writer has to know of this database."""
+        return Ways(lock=self.lock, told=self._told, shared=_is_everybodys)
+
+    def _told(self, error: Exception) -> Exception:
         return self.fault("cannot be written", error) if isinstance(error, FAULTS) else error
 
     def fault(self, problem: str, error: BaseException) -> StoreError:
@@ -157,6 +161,11 @@ def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
     if "connect_timeout" not in url.query:
         settings["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     return sa.create_engine(url, pool_pre_ping=True, connect_args=settings, **POOL)
+
+
+def _is_everybodys(error: Exception) -> bool:
+    """A full disk, a lost connection or a lock would meet the next piece of work as well."""
+    return isinstance(error, OperationalError)
 
 
 def _stripe(name: str) -> int:

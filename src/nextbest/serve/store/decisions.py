@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nextbest.serve.records import DecisionRecord, StoredDecision
-from nextbest.serve.store.rows import insert_new, rows_in
+from nextbest.serve.store.rows import WANTED, insert_new, rows_in, rows_of
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 
 __all__ = ["by_keys", "chosen", "find", "keep", "names_of", "request_hashes", "rows_about"]
@@ -20,6 +20,14 @@ def names_of(records: Sequence[DecisionRecord]) -> list[str]:
     """Return what no other writer may touch meanwhile: the customers, and the keys of requests."""
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
     return [record.customer_id for record in records] + keys
+
+
+_ROWS_ABOUT = [
+    sa.select(table.c.customer_id, sa.func.count())
+    .where(table.c.customer_id.in_(WANTED))
+    .group_by(table.c.customer_id)
+    for table in (CONTACTS, OUTCOMES)
+]
 
 
 def keep(
@@ -92,11 +100,9 @@ def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counte
     Inside a transaction that holds the lock of these customers this stays true until it commits.
     """
     rows: Counter[str] = Counter()
-    for table in (CONTACTS, OUTCOMES):
-        column = table.c.customer_id
-        query = sa.select(column, sa.func.count().label("n")).group_by(column)
-        for row in rows_in(connection, query, column, customer_ids):
-            rows[row.customer_id] += row.n
+    for query in _ROWS_ABOUT:
+        for customer_id, n in rows_of(connection, query, customer_ids):
+            rows[customer_id] += n
     return rows
 
 
