@@ -196,7 +196,8 @@ class RecentRows:
                     expected=f"format {FORMAT} with the manifest's SHA-256",
                     action="Run `nextbest refresh` to build it again.",
                 )
-            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            # A view: looking at a few rows of a memory map itself takes several times longer.
+            arrays[name] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
         kept = manifest["window"]
         return cls(Window(**{**kept, "kinds": tuple(kept["kinds"])}), **arrays)
 

@@ -257,7 +257,8 @@ class Shaper:
 
         ``past`` is what the store knows, without what the warehouse tells: the profiles hold that.
         """
-        if not (past.contacts.at or past.events.at):
+        happened = (*past.contacts.at, *past.outcomes.at, *past.events.at)
+        if not (happened and self.overlay.concerns(happened, now)):
             return None
         return self.overlay.news(self.rows(customer_ids), customer_ids, past.heard(), now)
 

@@ -7,7 +7,7 @@ the decision, and so are the scores of models that read them. Nobody else costs 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -92,6 +92,11 @@ class Overlay:
         return {name: i for i, name in enumerate(self.bundle.profiles.columns)}
 
     @cached_property
+    def _matrix(self) -> Array:
+        """The profiles' matrix, without what a memory map adds to each look at it."""
+        return np.asarray(self.bundle.profiles.matrix)
+
+    @cached_property
     def _sources(self) -> tuple[_Source, ...]:
         features, found = self.bundle.profiles.features, []
         for table, recent in self.bundle.recent.items():
@@ -119,6 +124,11 @@ class Overlay:
         """From when on events can change a profile; None where none can."""
         return self.bundle.as_of if "events" in self.bundle.recent else None
 
+    def concerns(self, moments: Iterable[datetime], now: datetime) -> bool:
+        """Tell whether anything that happened at some moments (naive UTC) can be news."""
+        start, end = naive_utc(self.bundle.as_of), naive_utc(utc(now))
+        return any(start <= at < end for at in moments)
+
     def news(
         self, rows: Rows, customer_ids: Sequence[str], heard: Heard, now: datetime
     ) -> News | None:
@@ -142,6 +152,7 @@ class Overlay:
             ]
             for source in self._sources
         }
+        told = [source for source in self._sources if since[source.table]]
         touched = sorted({position for found in since.values() for position, _at, _kind in found})
         if not touched:
             return None
@@ -149,10 +160,8 @@ class Overlay:
         counts = {table: Counter(who for who, _, _ in found) for table, found in since.items()}
         return News(
             positions,
-            tuple(name for source in self._sources for name in source.names),
-            np.hstack(
-                [self._values(s, rows, positions, since[s.table], end) for s in self._sources]
-            ),
+            tuple(name for source in told for name in source.names),
+            np.hstack([self._values(s, rows, positions, since[s.table], end) for s in told]),
             tuple(
                 {t: n[position] for t, n in counts.items() if n[position]} for position in touched
             ),
@@ -170,16 +179,15 @@ class Overlay:
 
         Of whom the table tells nothing new, they are as of the refresh.
         """
-        values = np.array(self.bundle.profiles.matrix[np.ix_(rows[positions], source.places)])
-        if since:
-            who, at, kinds = zip(*since, strict=True)
-            each, own = np.unique(who, return_inverse=True)
-            mine = np.searchsorted(positions, each)
-            news = (own, np.array(at, dtype="datetime64[us]"), source.recent.window.codes(kinds))
-            as_of = naive_utc(self.bundle.as_of)
-            values[mine] = updated(
-                source.lives, values[mine], source.recent, rows[each], news, as_of, now
-            )
+        values = self._matrix[rows[positions]][:, source.places]
+        who, at, kinds = zip(*since, strict=True)
+        each, own = np.unique(who, return_inverse=True)
+        mine = np.searchsorted(positions, each)
+        news = (own, np.array(at, dtype="datetime64[us]"), source.recent.window.codes(kinds))
+        as_of = naive_utc(self.bundle.as_of)
+        values[mine] = updated(
+            source.lives, values[mine], source.recent, rows[each], news, as_of, now
+        )
         return values
 
     def apply(
