@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def compiled() -> Compiled:
     return Compiled(GROUPS, spine)
 
 
+@cache
 def features() -> tuple[Feature, ...]:
     return describe(GROUPS, unbound())
 
