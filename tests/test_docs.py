@@ -26,7 +26,7 @@ from nextbest.cli import app
 from nextbest.data.contract import TABLES
 from nextbest.data.features import everything
 from nextbest.data.groups import BUILT_IN
-from nextbest.decide import offers, policy
+from nextbest.decide import offers, policy, sensitive
 from nextbest.decide.binding import bind
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.engine import Audience, Situation, decide
@@ -331,6 +331,8 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[arms]": policy.Arms,
     "[exploration]": policy.Exploration,
     "[budgets]": policy.Budgets,
+    "[sensitive]": sensitive.Sensitive,
+    "[sensitive.limits]": sensitive.BiasLimits,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
     "Report what customers do": schemas.EventReport,
@@ -507,7 +509,7 @@ def test_compose_starts_what_exists() -> None:
     api, jobs = compose["services"]["api"], compose["services"]["jobs"]
     assert parse_nextbest(api["command"]) == ["serve"]
     assert (ROOT / "serving" / api["build"]["context"] / api["build"]["dockerfile"]).is_file()
-    assert set(jobs["environment"]) == {"MLFLOW_TRACKING_URI"}
+    assert set(jobs["environment"]) == {"MLFLOW_TRACKING_URI", "NEXTBEST_STORE"}
     for service in compose["services"].values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")  # nothing is open to the network by default

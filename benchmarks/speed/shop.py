@@ -1,8 +1,8 @@
 """A shop for benchmarks: one trained propensity model, profiles, a catalogue and a policy.
 
-Everything that a decision can meet is there: eligibility rules of the policy and of offers, consent, caps
-by channel, offer and category, cool-offs, exclusions, a retention term, a lever, a context weight,
-holdout, and exploration that is kept within a share of the profit.
+Everything that a decision can meet is there: eligibility rules of the policy and of offers,
+consent, caps by channel, offer and category, cool-offs, exclusions, a retention term, a lever, a
+context weight, holdout, and exploration that is kept within a share of the profit.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from nextbest import __version__
+from nextbest.bias import bias
 from nextbest.cli_measure import experiment_app
 from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
 from nextbest.cli_simulate import simulate
+from nextbest.cli_store import audit_app, customers_app
 from nextbest.errors import InternalError, NextbestError, UsageError
 from nextbest.evaluate import evaluate
 
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
+app.add_typer(customers_app, name="customers")
 app.add_typer(experiment_app, name="experiment")
 
 # What typer raises for a misuse: it exports only the children of this class.
@@ -294,11 +298,11 @@ def rollback(
     json_: Json = False,
 ) -> None:
     """Give the champion's place back to the one before it."""
+    from nextbest import jobs
     from nextbest.project import Project
 
     opened = Project.open(project)
-    opened.model(model)
-    back = opened.registry().rollback(model, reason=reason)
+    back = jobs.rollback(opened, model, opened.registry(), reason=reason)
     if json_:
         _show({"model": model, "version": back.version})
         return
@@ -361,6 +365,7 @@ def decide(
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import batch, decisions, recording, runtime
+    from nextbest.serve.audit import local_actor
 
     if explain and customer is None:
         raise UsageError("--explain", "it explains one decision", expected="--customer ID with it")
@@ -382,7 +387,10 @@ def decide(
     if compare and policy is not None:
         _compare_policies(opened.root, policy, channel, limit, by, html, json_=json_)
         return
-    state = runtime.load_state(opened.root, policy_file=policy)
+    # What leaves the house by the project's own policy goes live, as in the API.
+    live = policy is None and (out is not None or record)
+    state = (runtime.load_approved(opened.root) if live
+             else runtime.load_state(opened.root, policy_file=policy))  # fmt: skip
     situation = batch.situation_for(state, channel, limit=limit)
     store = runtime.open_store(opened.root)
     try:
@@ -394,14 +402,16 @@ def decide(
             names, fault = state.bundle.score_names, state.ignored_prices(made)
             answer, trace = recording.answer_of(made, 0, names, fault), None
             if explain:
-                live = made.audience.live.get(customer)
-                moved = recording.contributions_of(state.shaper, answer, live)
+                news = made.audience.live.get(customer)
+                moved = recording.contributions_of(state.shaper, answer, news)
                 trace = recording.explained(made, 0, moved)
             if json_:
                 _show({**answer, "trace": trace} if explain else answer)
             else:
                 show.out(*show.decision(answer, trace))
             return
+        if policy is None:
+            runtime.note_configuration(store, state, local_actor())
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
             summary = batch.decide_batch(
@@ -520,6 +530,7 @@ def demo(
     run(Project.open(project), as_json=json_)
 
 
+app.command()(bias)
 app.command()(evaluate)
 app.command()(simulate)
 
@@ -529,6 +540,9 @@ def keys_create(
     name: Annotated[str, typer.Option(help="What the key is for, such as web.")],
     scope: Annotated[list[str], typer.Option(help="decide, outcomes, read or admin; repeatable.")],
     project: ProjectDir = HERE,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="How often it may be used; no limit if not given.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make an API key; its secret is shown once and kept nowhere."""
@@ -537,11 +551,14 @@ def keys_create(
 
     store = runtime.open_store(Project.open(project).root)
     try:
-        key, token = auth.create_key(store, name, scope)
+        key, token = auth.create_key(store, name, scope, requests_per_minute)
     finally:
         store.close()
     if json_:
-        _show({"key_id": key.key_id, "name": key.name, "scopes": list(key.scopes), "token": token})
+        _show({
+            "key_id": key.key_id, "name": key.name, "scopes": list(key.scopes),
+            "requests_per_minute": key.requests_per_minute, "token": token,
+        })  # fmt: skip
         return
     print(f"{token}\nThis is shown once. Send it as `Authorization: Bearer …` or `X-API-Key: …`.")
 
@@ -562,6 +579,8 @@ def keys_list(project: ProjectDir = HERE, json_: Json = False) -> None:
             "key_id": k.key_id, "name": k.name, "scopes": list(k.scopes),
             "created_at": k.created_at.isoformat(),
             "revoked_at": k.revoked_at.isoformat() if k.revoked_at else None,
+            "last_used_at": k.last_used_at.isoformat() if k.last_used_at else None,
+            "requests_per_minute": k.requests_per_minute,
         }
         for k in keys
     ]  # fmt: skip
@@ -570,7 +589,11 @@ def keys_list(project: ProjectDir = HERE, json_: Json = False) -> None:
         return
     for row in rows:
         state = f"revoked {row['revoked_at']}" if row["revoked_at"] else "valid"
-        print(f"{row['key_id']}  {row['name']}  {','.join(row['scopes'])}  {state}")
+        used = f"last used {row['last_used_at']}" if row["last_used_at"] else "never used"
+        limit = row["requests_per_minute"]
+        often = f"{limit} a minute" if limit else "no limit"
+        scopes = ",".join(row["scopes"])
+        print(f"{row['key_id']}  {row['name']}  {scopes}  {often}  {state}  {used}")
     if not rows:
         print("No keys yet. Make one with `nextbest keys create --scope decide --name web`.")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextbest.errors import (
+    ArtifactError,
     ConfigError,
     DataError,
     Fault,
@@ -103,6 +104,7 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
         if history is not None:
             faults += _uncountable(serving[1], history)
         if found:
+            faults += _sensitive(project, found, serving[1])
             _bind(project, found, *serving)
     except NextbestError as error:
         # Where no row was read, offers that stand in a table are nobody's fault.
@@ -150,7 +152,13 @@ def _bind(project: Project, found: Iterable[Feature], catalogue: Catalogue, poli
 
     columns = {f.name: Column(_column_type(f.dtype), f.entity) for f in found}
     columns |= {name: Column("number", "customer") for name in project.score_columns()}
-    bind(catalogue, policy, columns)
+    faults = policy.tables.sensitive.unknown(columns, policy.where)
+    try:
+        bind(catalogue, policy, columns)
+    except ConfigError as wrong:
+        faults += wrong.faults
+    if faults:
+        raise ConfigError(faults=faults)
 
 
 def _column_type(dtype: str) -> Any:
@@ -166,10 +174,7 @@ def _unfed(project: Project, model: Model, found: Iterable[Feature]) -> Iterator
             problem, expected = f'its label needs the table "{table}"', "returned by tables()"
             yield Fault(where, problem, expected, action="Return it from training/sources.py.")
         return
-    groups = project.groups if model.kind == "clv" else model.groups(project.groups)
-    entities = ("customer",) if model.label.entity == "customer" else ("customer", "offer", "pair")
-    used = {g.name for g in groups}
-    names = [f.name for f in found if f.group in used and f.entity in entities]
+    names = _readable(project, model, found)
     for need in model.baseline.needs:
         if need not in names:
             problem = f'the baseline needs the feature "{need}"'
@@ -180,6 +185,25 @@ def _unfed(project: Project, model: Model, found: Iterable[Feature]) -> Iterator
         if name not in known:
             problem, expected = f'exclude names "{name}"', "a feature group or a feature"
             yield Fault(where, problem, expected, action=did_you_mean(name, known))
+
+
+def _readable(project: Project, model: Model, found: Iterable[Feature]) -> list[str]:
+    """Return the features of a model's groups that its rows have."""
+    groups = project.groups if model.kind == "clv" else model.groups(project.groups)
+    entities = ("customer",) if model.label.entity == "customer" else ("customer", "offer", "pair")
+    used = {g.name for g in groups}
+    return [f.name for f in found if f.group in used and f.entity in entities]
+
+
+def _sensitive(project: Project, found: Iterable[Feature], policy: Policy) -> Iterator[Fault]:
+    """Yield the sensitive attributes that models would read against the policy."""
+    for model in project.models.values():
+        if model.kind == "clv":
+            continue  # it reads its RFM table alone
+        names = (name for name in _readable(project, model, found) if name not in model.exclude)
+        yield from policy.tables.sensitive.read_by_model(
+            f"models/{model.name}.py", model.name, names
+        )
 
 
 def _unknown_accepted(project: Project, found: Iterable[Feature]) -> Iterator[Fault]:
@@ -384,8 +408,56 @@ def promote(
     if not force:
         gates.require(name, chosen.version, results)
     overruled = any(not r.passed for r in results)
-    promoted = registry.promote(name, chosen.version, reason=reason, forced=overruled)
+    detail = {
+        "version": chosen.version,
+        "before": None if champion is None else champion.version,
+        "forced": overruled,
+        "refusing": [r.gate for r in results if not r.passed],
+        "reason": reason,
+    }
+    with _audited(project, "promote", name, detail):
+        promoted = registry.promote(name, chosen.version, reason=reason, forced=overruled)
     return promoted, tuple(results)
+
+
+def rollback(
+    project: Project, name: str, registry: Registry, *, reason: str | None = None
+) -> Version:
+    """Give the champion's place back to the one before it.
+
+    Raises
+    ------
+    NotFoundError : there is no such model.
+    RegistryError : there was no champion before.
+    """
+    project.model(name)
+    champion = registry.champion(name)
+    detail = {"before": None if champion is None else champion.version, "reason": reason}
+    with _audited(project, "rollback", name, detail) as said:
+        back = registry.rollback(name, reason=reason)
+        said["version"] = back.version
+    return back
+
+
+@contextmanager
+def _audited(
+    project: Project, action: str, name: str, detail: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Note a change of champion in the audit trail, once it is made.
+
+    The store is opened and written first: nothing is changed that could not be noted.
+    """
+    from nextbest.serve.audit import Change, local_actor
+    from nextbest.serve.runtime import open_store
+
+    store = open_store(project.root)
+    try:
+        store.ping()
+        said = dict(detail)
+        yield said
+        store.audit(Change(local_actor(), action, f"model {name}", said))
+    finally:
+        store.close()
 
 
 def _newest(registry: Registry, name: str) -> Version:
@@ -519,6 +591,7 @@ def refresh(
             contacts=_past_contacts(policy, history, laid_out),
             recent=_recent_rows(history, laid_out),
         )
+    _forget_who_is_gone(project)
     columns = len(frames.features) + len(scores)
     drift_file = _keep_drift(project, version, sources, moved)
     return RefreshResult(
@@ -526,6 +599,27 @@ def refresh(
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
         moved, str(drift_file), table.notes if table and catalogue.table else (),
     )  # fmt: skip
+
+
+def _forget_who_is_gone(project: Project) -> None:
+    """Drop the hashes of erased people whom no bundle on disk holds any more."""
+    from nextbest.data.profiles import Profiles
+    from nextbest.serve.runtime import open_store, who_is_erased
+
+    erased = who_is_erased(project.root)
+    if not erased.hashes:
+        return
+    held: set[str] = set()
+    try:
+        for folder in project.serving_state.glob("*/profiles"):
+            held |= {erased.hash_of(one) for one in Profiles.open(folder).ids()}
+    except ArtifactError:
+        return  # nobody knows whom a damaged bundle holds
+    store = open_store(project.root)
+    try:
+        store.lift_erasures(erased.hashes - held)
+    finally:
+        store.close()
 
 
 def _uncountable(policy: Policy, history: History) -> Iterator[Fault]:

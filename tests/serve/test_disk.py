@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -65,8 +66,10 @@ class OwnDisk:
         self._ballast.unlink()
 
     def remount(self, mode: str) -> None:
-        command = ["nsenter", "-t", str(self.servers.pid), "--user", "--mount", "mount"]
-        subprocess.run([*command, "-o", f"remount,{mode}", str(self.folder)], check=True)
+        enter = ["nsenter", "-t", str(self.servers.pid), "--user", "--mount"]
+        command = [*enter, "mount", "-o", f"remount,{mode}", str(self.folder)]
+        while subprocess.run(command, capture_output=True).returncode:
+            time.sleep(0.01)  # a server that was killed has not closed its files yet
 
 
 @pytest.fixture
@@ -108,14 +111,14 @@ def copy_of(disk: Any, folder: Path) -> Iterator[Store]:
 class Asker:
     """Asks one question after the other, of a customer each."""
 
-    def __init__(self, port: int) -> None:
-        self.log, self._number = killing.Log(), 0
+    def __init__(self, port: int, name: str) -> None:
+        self.log, self._name, self._number = killing.Log(), name, 0
         self.caller = killing.Caller(port, self.log)
         self.port = port
 
     def ask(self) -> dict[str, Any] | None:
         self._number += 1
-        key = f"k{self._number}"
+        key = f"{self._name}-{self._number}"
         self.log.asked[key] = {"customer_id": key, "idempotency_key": key, **killing.MAIL}
         return self.caller.ask(key)
 
@@ -138,7 +141,7 @@ def test_a_full_disk_refuses_clearly_and_recovers_without_a_restart(
     url = sqlite_url(disk.folder / "store.db")
     with disk.servers.server(project, NEXTBEST_STORE=url) as (pid, port):
         killing.wait_until_ready(port)
-        asker = Asker(port)
+        asker = Asker(port, kind)
         log = asker.log
         answer = asker.ask()
         assert answer is not None
@@ -147,7 +150,7 @@ def test_a_full_disk_refuses_clearly_and_recovers_without_a_restart(
             if asker.ask() is None:
                 break
         for number in range(200):
-            asker.report(f"o{number}", answer)
+            asker.report(f"{kind}-{number}", answer)
             if len(log.statuses) < len(log.reported):
                 break
         assert log.refusals == {"503 store-unavailable": 2}
@@ -178,7 +181,7 @@ def test_a_read_only_disk_refuses_clearly_and_recovers_without_a_restart(
     )
     with start() as (_, port):
         killing.wait_until_ready(port)
-        asker = Asker(port)
+        asker = Asker(port, "read-only")
         assert asker.ask() is not None
     own_disk.remount("ro")
     with start() as (_, port):
@@ -188,7 +191,7 @@ def test_a_read_only_disk_refuses_clearly_and_recovers_without_a_restart(
         assert asker.log.refusals == {"503 store-unavailable": 1}
         assert asker.caller.headers["retry-after"].isdigit()
         status, text = get(port, "/readyz")
-        assert status == 503 and "cannot be opened" in text
+        assert status == 503 and "Check disk space, permissions" in text
         own_disk.remount("rw")
         asker.caller.again()
         assert get(port, "/readyz")[0] == 200

@@ -50,6 +50,8 @@ def test_every_call_of_the_design_is_documented(document: dict[str, Any]) -> Non
         ("post", "/v1/outcomes"),
         ("post", "/v1/events"),
         ("get", "/v1/customers/{customer_id}"),
+        ("delete", "/v1/customers/{customer_id}"),
+        ("get", "/v1/customers/{customer_id}/export"),
         ("get", "/v1/offers"),
         ("get", "/v1/models"),
         ("get", "/healthz"),
@@ -185,6 +187,9 @@ MEET: dict[str, Callable[[TestClient], Any]] = {
     "customer-mismatch": lambda c: report(
         c, decision_id=decide(c).json()["decision_id"], customer_id="c02"
     ),
+    "outcome-before-decision": lambda c: report(
+        c, decision_id=decide(c).json()["decision_id"], occurred_at="2020-02-01T08:00:00Z"
+    ),
     "outcome-in-future": lambda c: report(c, occurred_at="2030-01-01T00:00:00Z"),
 }
 
@@ -205,6 +210,12 @@ def test_the_other_codes_can_be_met_too(
     closed = serve(project, insecure=False)
     met["unauthenticated"] = decide(closed)
     met["forbidden"] = closed.post("/v1/decisions", json=ASK, headers={"X-API-Key": token})
+
+    store = open_store(project)
+    _, seldom = create_key(store, "seldom", ["read"], requests_per_minute=1)
+    store.close()
+    for _ in range(2):
+        met["rate-limited"] = closed.get("/v1/offers", headers={"X-API-Key": seldom})
 
     monkeypatch.setattr("nextbest.serve.store.BUSY_TIMEOUT_MS", 50)
     client = serve(project)

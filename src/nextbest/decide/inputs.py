@@ -119,11 +119,10 @@ class _Profiles:
         self._known = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
         self._versions = dict(audience.versions)
-        self._customer_ids, self._live = audience.customer_ids, audience.live
+        self._live = [audience.live.get(customer_id) for customer_id in audience.customer_ids]
 
     def of(self, row: int) -> dict[str, Any]:
         """What is known of one of them."""
-        live = self._live.get(self._customer_ids[row])
         return {
             "known": self._known[row],
             "as_of": self._as_of,
@@ -133,7 +132,7 @@ class _Profiles:
             "offer_columns": self._offers,
             "types": self._types,
             "versions": self._versions,
-            **({"live": live} if live else {}),
+            **({"live": dict(live)} if (live := self._live[row]) else {}),
         }
 
 

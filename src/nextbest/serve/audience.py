@@ -20,7 +20,7 @@ from nextbest.decide.trace import plain
 from nextbest.learn.scorer import FoldedOffers
 from nextbest.serve.bundle import Bundle
 from nextbest.serve.live import Heard, News, Overlay
-from nextbest.serve.records import Contacts, Events, Outcomes
+from nextbest.serve.records import Contacts, Erased, Events, Outcomes
 from nextbest.serve.store import Store
 
 __all__ = ["ANSWERS", "Past", "Shaper", "known_columns", "past_of"]
@@ -180,11 +180,13 @@ class Shaper:
     """Shapes a bundle's profiles for the offers of one catalogue, in the catalogue's order.
 
     An offer that the profiles do not know (it was added since the last refresh) has unknown
-    features and an unknown propensity, so the engine leaves it out and says so.
+    features and an unknown propensity, so the engine leaves it out and says so. Who was erased is a
+    stranger, although the bundle may still hold the profile.
     """
 
     bundle: Bundle
     offer_ids: tuple[str, ...]
+    erased: Erased = field(default_factory=Erased)
 
     @cached_property
     def _places(self) -> Rows:
@@ -231,6 +233,13 @@ class Shaper:
 
     def rows(self, customer_ids: Sequence[str]) -> Rows:
         """Return the profile row of each customer; -1 for strangers."""
+        rows = self._found(customer_ids)
+        if self.erased.hashes:
+            rows[[customer_id in self.erased for customer_id in customer_ids]] = -1
+        return rows
+
+    def _found(self, customer_ids: Sequence[str]) -> Rows:
+        """Return the row of each customer in the bundle; -1 where it has none."""
         profiles = self.bundle.profiles
         if len(customer_ids) == 1:
             row = profiles.index(customer_ids[0])
@@ -246,6 +255,18 @@ class Shaper:
         """Return what the warehouse knew of these customers at the last refresh."""
         held = self.bundle.contacts
         return Past() if held is None else Past(*held.told(customer_ids, self.rows(customer_ids)))
+
+    def told(self, customer_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the contacts and responses of one customer that came with the bundle, as JSON."""
+        past = self.warehouse([customer_id])
+        contacts, answers = (
+            [
+                dict(zip(vars(told), event, strict=True))
+                for event in zip(*vars(told).values(), strict=True)
+            ]
+            for told in (past.contacts, past.outcomes)
+        )
+        return contacts, answers
 
     @cached_property
     def overlay(self) -> Overlay:
@@ -313,6 +334,11 @@ class Shaper:
             for j, name in enumerate(self.bundle.profiles.columns)
         }
         return profile, live.get(customer_id)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one customer column of every profile, as rules read it."""
+        at = self.bundle.profiles.columns.index(name)
+        return self._decoded(name, np.asarray(self.bundle.profiles.matrix[:, at]))
 
     def _current(
         self, customer_ids: Sequence[str], rows: Rows, news: News | None

@@ -149,7 +149,7 @@ def decide_batch(
     state : bundle, catalogue and policy (`nextbest.serve.runtime.load_state`).
     situation : channel, moment, context and number of slots (`situation_for`).
     out : a ``.parquet`` or ``.csv`` file; missing folders are made. None writes nothing.
-    customer_ids : whom to decide for; None for every customer with a profile.
+    customer_ids : whom to decide for; None for every customer with a profile who was not erased.
     store : past contacts and answers, for the contact policy; None means that there were none.
     record : also keep every decision in the store, so that it counts as a contact and outcomes
         can be reported for it. A repeated or resumed batch records each decision once.
@@ -163,7 +163,9 @@ def decide_batch(
         when other contacts came before it.
     StoreError: the file or the store cannot be written.
     """
-    profiles = state.bundle.profiles
+    profiles, erased = state.bundle.profiles, state.shaper.erased
+    if customer_ids is None and erased.hashes:
+        customer_ids = [one for one in profiles.ids() if one not in erased]
     total = len(profiles) if customer_ids is None else len(customer_ids)
     asked = {
         "bundle": state.bundle.id,

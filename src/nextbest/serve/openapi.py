@@ -101,6 +101,13 @@ _FULL_EVENT = {
     "session_id": "s-4a1",
     "value": 12.0,
 }
+_STORED_LONE_OUTCOME = {
+    **_LONE_OUTCOME,
+    "decision_id": None,
+    "occurred_at": "2017-12-13T08:00:00Z",
+    "value": None,
+    "received_at": "2017-12-13T08:00:01Z",
+}
 _QUESTION = {"customer_id": "1", "channel": "mail", "limit": 1, "idempotency_key": "letter-1"}
 _TRACE = {"offers": [{"offer_id": "18", "fate": {"step": "chosen", "reason": "chosen"}}]}
 
@@ -165,6 +172,25 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "scores": {"churn_probability": [0.064, 0.061]},
             },
             "bundle": "5c1f0a9be2d34f77",
+        }
+    },
+    "ErasureAnswer": {
+        "erased": {
+            "removed": {"decisions": 2, "contacts": 1, "outcomes": 1, "events": 0},
+            "overwritten": True,
+            "audit": {"number": 12, "hash": "9c56cc51" * 8},
+        }
+    },
+    "ExportAnswer": {
+        "without a profile": {
+            "customer_id": "7",
+            "exported_at": "2017-12-14T09:00:00Z",
+            "profile": None,
+            "decisions": [],
+            "contacts": [],
+            "outcomes": [_STORED_LONE_OUTCOME],
+            "events": [],
+            "warehouse": {"contacts": [], "responses": []},
         }
     },
     "CatalogueAnswer": {
@@ -237,7 +263,7 @@ def answers(
         responses[status] = {"model": model, "content": good, "description": "See each result."}
     every = [*codes, "internal-error"]
     if path.startswith("/v1/"):
-        every += ["unauthenticated", "forbidden", "store-unavailable"]
+        every += ["unauthenticated", "forbidden", "rate-limited", "store-unavailable"]
     for status in sorted({status for code in every for status in CODES[code].statuses}):
         found = [code for code in every if status in CODES[code].statuses]
         examples = {

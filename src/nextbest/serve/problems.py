@@ -72,6 +72,11 @@ CODES: Mapping[str, Code] = {
         "The request breaks the schema",
         "Mend every entry of `errors`; each names its place as a JSON pointer.",
     ),
+    "rate-limited": Code(
+        (429,),
+        "The key has sent too many requests",
+        "Try again after `Retry-After` seconds; `nextbest keys list` shows the key's limit.",
+    ),
     "unknown-channel": Code(
         (422,), "The policy has no such channel", "Use a channel under `[channels]` of the policy."
     ),
@@ -95,6 +100,11 @@ CODES: Mapping[str, Code] = {
         (422,),
         "The event lies in the future",
         "Check the clock and the time zone of `event_at`.",
+    ),
+    "outcome-before-decision": Code(
+        (422,),
+        "The outcome lies more than a day before its decision",
+        "Check the clock and the time zone of `occurred_at`.",
     ),
     "internal-error": Code(
         (500,), "Something broke on our side", "Try again; quote `error_id` to the operator."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ __all__ = [
     "Contacts",
     "CustomerEvent",
     "DecisionRecord",
+    "Erased",
     "Events",
     "Outcome",
     "Outcomes",
+    "Person",
     "ReportStatus",
     "Stake",
     "StoredDecision",
@@ -261,3 +264,40 @@ class ApiKey:
     secret_hash: str
     created_at: datetime
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True)
+class Erased:
+    """People who were erased, as salted hashes: ``customer_id in erased`` tells one of them.
+
+    Their profiles are not served, though a bundle still holds them.
+    """
+
+    salt: str = ""
+    hashes: frozenset[str] = frozenset()
+
+    def __contains__(self, customer_id: object) -> bool:
+        return bool(self.hashes) and self.hash_of(str(customer_id)) in self.hashes
+
+    def hash_of(self, name: str) -> str:
+        """Return the salted hash (HMAC-SHA256) of an id."""
+        said = name.encode("utf-8", errors="surrogatepass")
+        return hmac.digest(self.salt.encode(), said, "sha256").hex()
+
+
+@dataclass(frozen=True)
+class Person:
+    """Every row that the store holds of one customer, as plain JSON types, oldest first.
+
+    ``decisions`` are ids and records; ``contacts``, ``outcomes`` and ``events`` are rows.
+    """
+
+    decisions: tuple[StoredDecision, ...]
+    contacts: tuple[Mapping[str, Any], ...]
+    outcomes: tuple[Mapping[str, Any], ...]
+    events: tuple[Mapping[str, Any], ...]
+
+    def __bool__(self) -> bool:
+        return any((self.decisions, self.contacts, self.outcomes, self.events))

@@ -88,6 +88,13 @@ def replay(project_dir: Path, store: Store, decision_id: str) -> Replay:
     """
     stored = store.decision(decision_id)
     if stored is None:
+        erased_at = store.erased_decision(decision_id)
+        if erased_at is not None:
+            raise NotFoundError(
+                f'decision "{decision_id}"',
+                f"it was erased with everything about its customer on {erased_at:%Y-%m-%d}",
+                action="See `nextbest audit list`; nothing of it is left to replay",
+            )
         raise NotFoundError(
             f'decision "{decision_id}"',
             "the store does not hold it",

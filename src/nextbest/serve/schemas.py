@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -26,9 +27,11 @@ __all__ = [
     "CustomerAnswer",
     "DecisionAnswer",
     "DecisionRequest",
+    "ErasureAnswer",
     "EventReport",
     "EventResult",
     "EventsAnswer",
+    "ExportAnswer",
     "Health",
     "ModelsAnswer",
     "OutcomeReport",
@@ -91,7 +94,9 @@ def _after_1970(value: datetime) -> datetime:
 
 
 # Control characters break logs and terminals, and PostgreSQL takes no NUL.
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
+_CHARACTERS = r"[^\x00-\x1f\x7f-\x9f]"
+_PRINTABLE = f"^{_CHARACTERS}+$"
+ID = re.compile(_CHARACTERS + "{1,128}")
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_PRINTABLE)]
 EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_PRINTABLE)]
 Scalar = Annotated[str | float | bool | None, BeforeValidator(_scalar)]
@@ -361,6 +366,73 @@ class CustomerAnswer(_Answer):
     scores: ScoresAnswer
     live: LiveAnswer | None = None
     bundle: str
+
+
+class RemovedRows(_Answer):
+    """How many rows there were of a person who was erased."""
+
+    decisions: int
+    contacts: int
+    outcomes: int
+    events: int
+
+
+class AuditMark(_Answer):
+    """An entry of the audit trail."""
+
+    number: int
+    hash: str
+
+
+class ErasureAnswer(_Answer):
+    """What was removed of a person. Asking again is harmless, and removes what came since."""
+
+    removed: RemovedRows
+    overwritten: bool = Field(
+        description="True where the bytes are gone from the store's file, too; false where another "
+        "process was reading it, or the database does that in its own time."
+    )
+    audit: AuditMark
+
+
+class ProfileExport(_Answer):
+    """Features and scores of a person as of the last refresh, live ones as of now."""
+
+    customer_id: str
+    as_of: datetime
+    features: dict[str, float | str | bool | None]
+    scores: ScoresAnswer
+    live: LiveAnswer | None = None
+    bundle: str
+
+
+class DecisionExport(_Answer):
+    """A decision about a person: all that was kept of it, and its trace made again."""
+
+    decision_id: str
+    record: dict[str, Any]
+    trace: dict[str, Any] | None
+    missing: str | None = Field(description="What is missing to make the trace again.")
+
+
+class WarehouseExport(_Answer):
+    """Contacts and responses that came with the profiles, where the policy counts them."""
+
+    contacts: list[dict[str, Any]]
+    responses: list[dict[str, Any]]
+
+
+class ExportAnswer(_Answer):
+    """All that is known of a person, oldest first."""
+
+    customer_id: str
+    exported_at: datetime
+    profile: ProfileExport | None
+    decisions: list[DecisionExport]
+    contacts: list[dict[str, Any]] = Field(description="Offers made to the person.")
+    outcomes: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    warehouse: WarehouseExport
 
 
 class CatalogueAnswer(_Answer):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 import socket
+import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nextbest.errors import UsageError
-from nextbest.serve.runtime import load_state, open_store
+from nextbest.errors import NextbestError, UsageError
+from nextbest.serve.access import is_loopback
+from nextbest.serve.runtime import load_approved, load_last_good, open_store
+from nextbest.serve.telemetry import SHARED, configure_logging, log
 
-__all__ = ["bind_socket", "check_start", "run_server"]
+__all__ = ["bind_socket", "check_start", "require_private_cache", "run_server"]
 
 
 def run_server(
@@ -36,17 +40,20 @@ def run_server(
     Raises
     ------
     UsageError: not allowed to start like this, or the address cannot be used.
-    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
+        before; or the store is broken.
     """
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    configure_logging()
     check_start(project_dir, host, workers, insecure)
     listening = bind_socket(host, port)
     real_port = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     os.environ["NEXTBEST_PROJECT"] = str(project_dir.resolve())
     os.environ["NEXTBEST_INSECURE"] = "1" if insecure else "0"
+    os.environ["NEXTBEST_WORKERS"] = str(workers)
     # The log of uvicorn names paths, and a path may name a customer; ours does not.
     config = uvicorn.Config(
         "nextbest.serve.server:app",
@@ -62,7 +69,9 @@ def run_server(
     with suppress(KeyboardInterrupt), listening:
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listening])
-        else:
+            return
+        with tempfile.TemporaryDirectory(prefix="nextbest-metrics-") as shared:
+            os.environ.setdefault(SHARED, shared)
             Multiprocess(config, sockets=[listening]).run()
 
 
@@ -71,7 +80,8 @@ def app() -> object:
     from nextbest.serve.api import create_app
 
     insecure = os.environ.get("NEXTBEST_INSECURE") == "1"
-    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure)
+    workers = int(os.environ.get("NEXTBEST_WORKERS", "1"))
+    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure, workers=workers)
 
 
 def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> None:
@@ -79,14 +89,16 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
 
     Raises
     ------
-    UsageError: insecure beyond the loopback interface, or no API key to come in with.
-    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    UsageError: insecure beyond the loopback interface, no API key to come in with, or a folder for
+        compiled code in which others can write.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
+        before; or the store is broken.
     """
     if workers < 1:
         raise UsageError(
             "--workers", "there is nobody to work", expected="1 or more", got=str(workers)
         )
-    if insecure and not _is_loopback(host):
+    if insecure and not is_loopback(host):
         raise UsageError(
             "--insecure",
             "without API keys everybody who reaches the server may use it",
@@ -94,7 +106,8 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
-    load_state(project_dir)
+    require_private_cache()
+    _require_something_to_serve(project_dir)
     store = open_store(project_dir)
     try:
         valid = [key for key in store.api_keys() if key.revoked_at is None]
@@ -110,13 +123,47 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
         )
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _require_something_to_serve(project_dir: Path) -> None:
+    """Refuse to start where neither the project's files nor what was last in use can decide."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        load_approved(project_dir)
+    except NextbestError as error:
+        # A start again, of a machine or a container, is not the moment to stop deciding.
+        if load_last_good(project_dir) is None:
+            raise
+        what = "start with what was last in use"
+        log(what, level=logging.ERROR, reason=error.code, error=str(error))
+
+
+def require_private_cache() -> None:
+    """Refuse a folder for compiled code in which somebody else could put theirs.
+
+    Numba runs what it finds there. Without ``NUMBA_CACHE_DIR`` it uses a folder as well guarded as
+    the package itself, or the user's own.
+
+    Raises
+    ------
+    UsageError: the folder belongs to somebody else, or others may write to it.
+    """
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not folder:
+        return
+    path = Path(folder)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(
+            "NUMBA_CACHE_DIR", "the folder cannot be used", got=error.strerror or str(error)
+        ) from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UsageError(
+            "NUMBA_CACHE_DIR",
+            f"others could put code into {path}, which the server would run",
+            expected="a folder of the server's own user that nobody else can write to",
+            got=f"owner {status.st_uid}, mode {stat.filemode(status.st_mode)}",
+            action="chmod 700 it, name another, or unset the variable",
+        )
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
