@@ -18,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from live_shop import AS_OF, CUSTOMERS
 
+from nextbest import show
 from nextbest.data import snapshots
 from nextbest.decide.contact import ContactHistory
 from nextbest.serve.api import create_app
@@ -139,6 +140,8 @@ def test_an_abandoned_cart_changes_the_next_decision_and_the_trace_says_why(
     # It moved the propensity, not only the rule, and the explanation knows.
     moved = {one["feature"]: one["value"] for one in after["trace"]["contributions"]["cart"]}
     assert moved["abandoned_cart"] == 1.0
+    said = [line for line in show.decision(after, after["trace"]) if isinstance(line, str)]
+    assert any("abandoned_cart 0.0000 → 1.0000" in line for line in said)
     # Bought: the basket is not left behind any more. A day later it would be too old anyway.
     server.post("c01", "purchase", NOON + HOUR)
     assert offers(server.ask("c01", NOON + 2 * HOUR)) == ["news"]
