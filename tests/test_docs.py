@@ -331,6 +331,7 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[arms]": policy.Arms,
     "[exploration]": policy.Exploration,
     "[budgets]": policy.Budgets,
+    "[gates]": policy.Gates,
     "[sensitive]": sensitive.Sensitive,
     "[sensitive.limits]": sensitive.BiasLimits,
     "Ask for a decision": schemas.DecisionRequest,
