@@ -136,10 +136,6 @@ def figure(value: float) -> str:
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
-def _known(value: float | None) -> str:
-    return "unknown" if value is None else figure(value)
-
-
 def batch(summary: Mapping[str, Any]) -> Iterator[Any]:
     """Show how many customers get each offer, and at which step the others lost it."""
     table = _table("offer", "chosen", "customers who did not get it, by reason", right=("chosen",))
