@@ -252,6 +252,13 @@ def decision(answer: Mapping[str, Any], trace: Mapping[str, Any] | None) -> Iter
         yield "Nothing is known of this customer: the fallback list of the policy decides."
     if answer["profile_stale"]:
         yield "The profile is older than the policy's freshness limit. Run `nextbest refresh`."
+    if trace and "live" in trace:
+        live = trace["live"]
+        changed = {**live["features"], **live["scores"]}.items()
+        said = (f"{name} {_known(was)} → {_known(now)}" for name, (was, now) in changed)
+        yield "Since the refresh: " + (", ".join(said) or "nothing that changes a feature")
+        if "kept" in live:
+            yield f"As of the refresh all the same: {', '.join(live['kept'])}"
     if "prices_ignored" in answer:
         yield f"Stored scarcity prices are not used: {answer['prices_ignored']}."
     for offer in answer["offers"]:
