@@ -503,7 +503,9 @@ def serve(
     project: ProjectDir = HERE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one on each core by default.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No API keys; loopback only.")
     ] = False,

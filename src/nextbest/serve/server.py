@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from nextbest.errors import NextbestError, UsageError
 from nextbest.serve.access import is_loopback
+from nextbest.serve.cores import cores
 from nextbest.serve.runtime import load_approved, load_last_good, open_store
 from nextbest.serve.telemetry import SHARED, configure_logging, log
 
@@ -23,7 +25,7 @@ def run_server(
     project_dir: Path,
     host: str = "127.0.0.1",
     port: int = 8000,
-    workers: int = 1,
+    workers: int | None = None,
     insecure: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
@@ -33,7 +35,7 @@ def run_server(
     ----------
     project_dir : the folder with ``serving/`` and ``.nextbest/``.
     host, port : where to listen; port 0 takes a free one.
-    workers : number of processes; they share the port and the store.
+    workers : number of processes; they share the port and the store. None for one on each core.
     insecure : no API keys. Only on the loopback interface.
     announce : told the address once the server listens.
 
@@ -47,6 +49,7 @@ def run_server(
     from uvicorn.supervisors import Multiprocess
 
     configure_logging()
+    workers = cores() if workers is None else workers
     check_start(project_dir, host, workers, insecure)
     listening = bind_socket(host, port)
     real_port = listening.getsockname()[1]
@@ -59,6 +62,8 @@ def run_server(
         "nextbest.serve.server:app",
         factory=True,
         workers=workers,
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        http="httptools",
         access_log=False,
         log_level="warning",
         server_header=False,
