@@ -76,18 +76,21 @@ def main() -> None:
         size = sum(file.stat().st_size for file in folder.glob("*.parquet")) / 1e6
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"{given.decisions:,} decisions of {customers:,} customers, {size:,.0f} MB")
-        begun = time.perf_counter()
-        log = DecisionLog.open(folder, given.memory)
+        shares = {"policy": 0.9, "holdout": 0.1}
         until = START + timedelta(days=DAYS + 30)
         entry = Entry(days=28, until=until, retained_days=14, margin_share=0.3)
-        found = enter(log, entry, OUTCOMES, BY, before="clv")
-        outcomes = [outcome_of(outcome, BEFORE) for outcome in OUTCOMES]
-        cells = collect(found.table, outcomes, BY)
-        shares = {"policy": 0.9, "holdout": 0.1}
-        reading = read(cells, outcomes, Design(shares=shares, planned=customers), BY)
-        seconds = time.perf_counter() - begun
+        for asked, by, value in ((("conversion",), (), None), (OUTCOMES, BY, "clv")):
+            begun = time.perf_counter()
+            log = DecisionLog.open(folder, given.memory)
+            found = enter(log, entry, asked, by, before=value)
+            outcomes = [outcome_of(name, BEFORE if value else None) for name in asked]
+            cells = collect(found.table, outcomes, by)
+            reading = read(cells, outcomes, Design(shares=shares, planned=customers), by)
+            seconds = time.perf_counter() - begun
+            log.decisions.get_backend().disconnect()
+            print(f"{seconds:6.1f} s  {', '.join(asked)} by {', '.join(by) or 'nothing'}: "
+                  f"{len(cells)} cells")  # fmt: skip
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"read-out {seconds:6.1f} s, {len(cells)} cells of {len(BY)} divisions")
         print(f"peak memory {peak:.2f} GB, {before:.2f} GB of it before the read-out")
         print(f"Assignment {reading.balance.message}.")
         for comparison in reading.overall:

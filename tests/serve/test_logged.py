@@ -16,11 +16,13 @@ import shop
 from fastapi.testclient import TestClient
 
 from nextbest.decide.inputs import redecide
+from nextbest.decide.policy import Policy
 from nextbest.errors import DataError
 from nextbest.measure.log import DecisionLog, answered
 from nextbest.serve import logged
 from nextbest.serve.archive import archived_catalogue, archived_policy, folder
 from nextbest.serve.logged import write_log
+from nextbest.serve.otherwise import Otherwise, reconsider
 from nextbest.serve.records import Outcome, naive_utc
 from nextbest.serve.runtime import open_store
 from nextbest.serve.store import Store
@@ -98,6 +100,19 @@ def test_every_decision_is_there_once_with_what_its_offer_earns(
             assert row[name] == (value if np.isfinite(value) else None)
     assert {"policy", "holdout", "random_eligible", "fallback"} == {row["arm"] for row in rows}
     assert {row["rank"] for row in rows} == {0, 1, 2}
+
+
+def test_the_same_policy_would_have_chosen_with_the_same_chances(
+    project: Path, store: Store
+) -> None:
+    own = Policy.load(project / "serving" / "policy.toml")
+    until = naive_utc(shop.NOW) + timedelta(days=30)
+    found = reconsider(project, store, Otherwise(own, until, window_days=20, first_slot=True))
+    assert np.allclose(found.other, found.logged, rtol=0, atol=1e-12)
+    parts = [one for part in store.decision_parts(50) for one in part]
+    of_policy = {one.decision_id for one in parts if one.arm == "policy"}
+    assert set(found.decision_ids) == of_policy and len(of_policy) > 60
+    assert sum(found.left_out.values()) == len(parts) - len(of_policy)
 
 
 def test_what_cannot_be_worked_out_is_counted_and_said(
