@@ -19,12 +19,13 @@ from fastapi import Depends, FastAPI, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
 from nextbest.serve import outcomes as reported
 from nextbest.serve.auth import Caller, authenticate
 from nextbest.serve.decisions import Decider
-from nextbest.serve.front import PATH, DecisionsFirst
+from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
 from nextbest.serve.parsing import parse, parse_decision, parse_outcomes
@@ -93,22 +94,34 @@ def create_app(
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
-        await run_in_threadpool(decider.close)
         await run_in_threadpool(runtime.close)
 
-    app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
     add_error_handlers(app)
     access = _Access(runtime, insecure)
     _decision_routes(app, runtime, decider, access)
     if short_way:
         route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
-        app.add_middleware(DecisionsFirst, decider=decider, door=access, route=route)
+        app.short_way = Observed(ShortWay(decider, access, route), metrics)
     app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
+
+
+class _Service(FastAPI):
+    """The API, and the short way to a decision before it."""
+
+    short_way: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if self.short_way is not None and is_short(scope):
+            await self.short_way(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 async def _watch(runtime: Runtime) -> None:

@@ -23,7 +23,7 @@ from nextbest.decide.frame import Contexts, Situation, utc
 from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve.audience import Past, past_of
 from nextbest.serve.learnt import Learnt, learnt_of
-from nextbest.serve.line import Line, Waiting, tell
+from nextbest.serve.line import Line, Served, Turns, Waiting
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.question import DecisionQuestion
 from nextbest.serve.recording import explained, record_of
@@ -179,30 +179,25 @@ class Decider:
     def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
         self._runtime = runtime
         self._metrics = metrics
-        self._line: Line[Asked] = Line(self._serve)
+        self._turns = Turns()
+        self._line: Line[Asked] = Line(self._turns, self._serve, self._quick)
         self._counting = threading.Lock()
         self._counted: tuple[str, float, Learnt] | None = None
 
-    def close(self) -> None:
-        """Answer whoever waits, then stop."""
-        self._line.close()
-
     def one(self, question: DecisionQuestion) -> dict[str, Any]:
         """Decide for one customer and return the answer once it is on disk."""
-        if question.explain:  # takes long: nobody else should wait for it
-            return self._alone(question, [question.customer_id], [question.idempotency_key])[0]
-        answer: Future[dict[str, Any]] = Future()
-        self._join(question, answer)
-        return answer.result()
+        return self._alone(question, [question.customer_id], [question.idempotency_key])[0]
 
     async def soon(self, question: DecisionQuestion) -> dict[str, Any]:
-        """Do the same as `one` without a thread that waits."""
-        if question.explain:
+        """Do the same as `one` on an event loop, together with others who ask at the same time."""
+        if question.explain:  # takes long: nobody else should wait for it
             return await asyncio.to_thread(self.one, question)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._join(question, answer, loop)
-        return await answer
+        asked = Asked(
+            question, question.customer_id, question.idempotency_key, *_request_of(question)
+        )
+        kind = (question.channel, question.placement, question.limit)
+        answer: dict[str, Any] = await self._line.ask(asked, asked.customer_id, kind)
+        return answer
 
     def many(self, question: BatchRequest) -> list[dict[str, Any]]:
         """Decide for many customers; all or none of the decisions are recorded."""
@@ -215,7 +210,7 @@ class Decider:
 
     def one_at_a_time(self, customer_ids: Sequence[str]) -> AbstractContextManager[None]:
         """Keep this process from deciding for these customers meanwhile."""
-        return self._line.alone(customer_ids)
+        return self._turns.alone(customer_ids)
 
     # --- one question, on the caller's thread ------------------------------------------------
 
@@ -258,78 +253,81 @@ class Decider:
                 answer["trace"] = explained(made.decisions, row, said)
         return answers
 
-    # --- many questions at once, on the line's thread ----------------------------------------
+    # --- many questions at once --------------------------------------------------------------
 
-    def _join(
-        self,
-        question: DecisionQuestion,
-        answer: Future[dict[str, Any]] | asyncio.Future[dict[str, Any]],
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        asked = Asked(
-            question, question.customer_id, question.idempotency_key, *_request_of(question)
-        )
-        kind = (question.channel, question.placement, question.limit)
-        self._line.join(Waiting(asked, asked.customer_id, kind, answer, loop))
-
-    def _serve(self, group: list[Waiting[Asked]]) -> None:
+    def _quick(self) -> bool:
+        """Whether reading what is known takes no longer than deciding."""
         try:
-            self._decide_together(group)
-        except Exception as error:
-            if len(group) > 1 and not isinstance(error, (Problem, StoreError)):
-                # Whatever is wrong with one of them alone may not refuse the others.
-                for waiting in group:
-                    self._serve([waiting])
-                return
-            self._line.done(group)
-            tell((waiting, error) for waiting in group)
+            return self._runtime.store().is_file
+        except StoreError:
+            return False
 
-    def _decide_together(self, group: list[Waiting[Asked]]) -> None:
+    def _serve(self, group: list[Waiting[Asked]]) -> Served[Asked]:
+        try:
+            return self._decide_together(group)
+        except (Problem, StoreError) as error:
+            return Served([(waiting, error) for waiting in group])
+        except Exception as error:
+            if len(group) == 1:
+                return Served([(group[0], error)])
+        # Whatever is wrong with one of them alone may not refuse the others.
+        answers: list[tuple[Waiting[Asked], Any]] = []
+        for waiting in group:
+            try:
+                answers.append(
+                    (waiting, self._decide_once(waiting.asked.question, [waiting.asked])[0])
+                )
+            except HistoryChangedError:
+                answers.append((waiting, _never_alone()))
+            except Exception as error:
+                answers.append((waiting, error))
+        return Served(answers)
+
+    def _decide_together(self, group: list[Waiting[Asked]]) -> Served[Asked]:
         state, store = self._runtime.state(), self._runtime.store()
         earlier = _earlier(store, [waiting.asked for waiting in group])
         past = past_of(store, [waiting.customer_id for waiting in group])
+        # Only now look at the clock: no contact that another process made may lie in the future.
         moment = state.moment(self._runtime.clock)
         told: list[tuple[Waiting[Asked], Any]] = []
         new: list[Waiting[Asked]] = []
         situation = None
         for waiting in group:
-            asked, found = waiting.asked, earlier.get(waiting.asked.key or "")
+            asked = waiting.asked
             try:
-                if found is not None:
-                    told.append((waiting, self._repeated(asked.question, [asked], [found])[0]))
+                if waiting.attempts >= ATTEMPTS:
+                    raise _never_alone()
+                if asked.key in earlier:
+                    found = [earlier[asked.key]]
+                    told.append((waiting, self._repeated(asked.question, [asked], found)[0]))
                     continue
                 own = situation_of(state, asked.question, moment)
                 situation = situation or own
                 new.append(waiting)
-            except Problem as problem:
-                told.append((waiting, problem))
-        if situation is not None:
-            made = self._make(state, store, [w.asked for w in new], situation, past)
-            started = time.perf_counter()
-            done = store.submit_decisions(made.records, made.seen)
-            done.add_done_callback(partial(self._kept, new, made.records, started))
-        # Only now: what raises above is tried again, one by one.
-        self._line.done(waiting for waiting, _ in told)
-        tell(told)
+            except (Problem, StoreError) as error:
+                told.append((waiting, error))
+        if situation is None:
+            return Served(told)
+        made = self._make(state, store, [w.asked for w in new], situation, past)
+        started = time.perf_counter()
+        kept = store.submit_decisions(made.records, made.seen)
+        return Served(told, kept, partial(self._finish, new, made.records, started))
 
-    def _kept(
+    def _finish(
         self,
         group: list[Waiting[Asked]],
         records: Sequence[DecisionRecord],
         started: float,
         done: Future[list[StoredDecision]],
-    ) -> None:
-        """Answer a group when its transaction has ended; called on the writer's thread."""
+    ) -> list[tuple[Waiting[Asked], Any]] | None:
+        """Return the answers of a group whose transaction has ended; None to decide again."""
         self._metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
         error = done.exception()
         if isinstance(error, HistoryChangedError):
-            self._again(group)
-            return
-        self._line.done(group)
+            return None
         if error is not None:
-            tell((waiting, error) for waiting in group)
-            return
-        kept, new = [], []
+            return [(waiting, error) for waiting in group]
+        answers, new = [], []
         for waiting, record, one in zip(group, records, done.result(), strict=True):
             answer: Any = record.record["answer"]
             if _is_other(one, record):  # another server was first
@@ -340,18 +338,9 @@ class Decider:
                     answer = problem
             else:
                 new.append(record)
-            kept.append((waiting, answer))
-        tell(kept)
+            answers.append((waiting, answer))
         self._count(new)
-
-    def _again(self, group: list[Waiting[Asked]]) -> None:
-        """Decide again what another process has overtaken."""
-        for waiting in group:
-            waiting.attempts += 1
-        lost = [waiting for waiting in group if waiting.attempts >= ATTEMPTS]
-        self._line.done(lost)
-        tell((waiting, _never_alone()) for waiting in lost)
-        self._line.again([waiting for waiting in group if waiting.attempts < ATTEMPTS])
+        return answers
 
     # --- both --------------------------------------------------------------------------------
 

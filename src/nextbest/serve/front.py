@@ -17,7 +17,7 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from nextbest.errors import StoreError
 from nextbest.serve.auth import Caller
@@ -26,7 +26,7 @@ from nextbest.serve.http import body, problem_response, store_problem
 from nextbest.serve.parsing import parse_decision
 from nextbest.serve.problems import Problem
 
-__all__ = ["DecisionsFirst", "KnownCallers", "token_of"]
+__all__ = ["PATH", "KnownCallers", "ShortWay", "is_short", "token_of"]
 
 PATH = "/v1/decisions"
 # A revoked key opens this door so many seconds longer, at most.
@@ -74,27 +74,28 @@ def token_of(headers: Headers) -> str | None:
     return headers.get("x-api-key") or None
 
 
-class DecisionsFirst:
-    """ASGI middleware that answers `POST /v1/decisions` and passes everything else on.
+def is_short(scope: Scope) -> bool:
+    """Whether a request takes the short way."""
+    mine = scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST"
+    return mine and not scope.get("root_path")
+
+
+class ShortWay:
+    """ASGI application that answers `POST /v1/decisions`.
 
     Parameters
     ----------
     route : the route that FastAPI has for the same, by which logs and metrics name the request.
     """
 
-    def __init__(self, app: ASGIApp, decider: Decider, door: Door, route: BaseRoute) -> None:
-        self._app = app
+    def __init__(self, decider: Decider, door: Door, route: BaseRoute) -> None:
         self._decider = decider
         self._door = door
         self._route = route
         self._known = KnownCallers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
-        mine = scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST"
-        if not mine or scope.get("root_path"):
-            await self._app(scope, receive, send)
-            return
+        """Answer a request."""
         scope["route"] = self._route
         try:
             content = await self._answer(Request(scope, receive))

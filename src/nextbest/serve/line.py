@@ -1,9 +1,9 @@
 """Who waits for a decision, and whose turn it is: questions that come at once are answered at once.
 
 Deciding for sixteen customers together takes little longer than deciding for one, and gives each
-the same decision. So a single thread takes all questions that wait, decides, and hands the records
-to the store's writer; while the disk works, the next questions gather. About one customer there is
-one decision at a time, so that caps hold exactly.
+the same decision. So whoever waits when the event loop has read its sockets is served together;
+while the disk works, the next gather. About one customer there is one decision at a time, so that
+caps hold exactly.
 """
 
 from __future__ import annotations
@@ -12,94 +12,46 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from nextbest.errors import StoreError
 
-__all__ = ["Line", "Waiting", "tell"]
+__all__ = ["Line", "Served", "Turns", "Waiting"]
 
 GROUP_LIMIT = 64
 LINE_LIMIT = 4_096
+# One group is on its way to the disk, and the next is handed in meanwhile.
+GROUPS_AT_ONCE = 2
 
 A = TypeVar("A")
 
 
-@dataclass(eq=False)
-class Waiting(Generic[A]):
-    """Somebody who waits for an answer.
+class Turns:
+    """One at a time for each customer, on any thread."""
 
-    Parameters
-    ----------
-    asked : the question.
-    customer_id : whom it is about; nobody else about the same customer is served meanwhile.
-    kind : only questions of one kind are answered together.
-    answer : where the answer goes; on an event loop if ``loop`` is one.
-    """
-
-    asked: A
-    customer_id: str
-    kind: Hashable
-    answer: Future[Any] | asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop | None = None
-    attempts: int = 0
-
-
-class Line(Generic[A]):
-    """Serves whoever waits, in groups.
-
-    Parameters
-    ----------
-    serve : called on the line's own thread with a group of one kind, no two about one customer. It
-        must see to it that `done` is called for each of them, now or later, and must not raise.
-    """
-
-    def __init__(self, serve: Callable[[list[Waiting[A]]], None]) -> None:
-        self._serve = serve
+    def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[Waiting[A]] = deque()
         self._busy: set[str] = set()
-        self._thread: threading.Thread | None = None
-        self._closing = False
 
-    def join(self, new: Waiting[A]) -> None:
-        """Wait for an answer.
-
-        Raises
-        ------
-        StoreError: too many wait already; refusing now is better than collapsing later.
-        """
+    def take(self, customer_id: str) -> bool:
+        """Take a customer's turn, if nobody has it."""
         with self._changed:
-            if len(self._waiting) >= LINE_LIMIT:
-                raise StoreError(
-                    "server", f"{LINE_LIMIT:,} decisions wait already", action="Try again later"
-                )
-            if self._thread is None:
-                self._closing = False
-                self._thread = threading.Thread(target=self._run, name="decider", daemon=True)
-                self._thread.start()
-            self._waiting.append(new)
-            self._changed.notify_all()
+            free = customer_id not in self._busy
+            self._busy.add(customer_id)
+            return free
 
-    def again(self, group: Iterable[Waiting[A]]) -> None:
-        """Put a group that was served in vain back to where it came from: the front."""
+    def give_back(self, customer_ids: Iterable[str]) -> None:
+        """Let others go on."""
         with self._changed:
-            for waiting in group:
-                self._busy.discard(waiting.customer_id)
-                self._waiting.appendleft(waiting)
-            self._changed.notify_all()
-
-    def done(self, group: Iterable[Waiting[A]]) -> None:
-        """Let others about the same customers go on."""
-        with self._changed:
-            self._busy.difference_update(waiting.customer_id for waiting in group)
+            self._busy.difference_update(customer_ids)
             self._changed.notify_all()
 
     @contextmanager
     def alone(self, customer_ids: Sequence[str]) -> Iterator[None]:
-        """Keep everybody else about these customers waiting; the line itself never waits here."""
+        """Wait for the turns of some customers, and hold them; never on an event loop."""
         held: list[str] = []
         try:
             # In one order for all, or two batches could wait for each other for ever.
@@ -111,33 +63,109 @@ class Line(Generic[A]):
                 held.append(customer_id)
             yield
         finally:
-            with self._changed:
-                self._busy.difference_update(held)
-                self._changed.notify_all()
+            self.give_back(held)
 
-    def close(self) -> None:
-        """Serve those who wait, then stop; a later `join` opens the line again."""
-        with self._changed:
-            thread, self._closing = self._thread, True
-            self._changed.notify_all()
-        if thread is not None:
-            thread.join()
-        with self._changed:
-            self._thread = None
 
-    def _run(self) -> None:
-        while group := self._next():
-            self._serve(group)
+@dataclass(eq=False)
+class Waiting(Generic[A]):
+    """Somebody who waits for an answer on an event loop.
 
-    def _next(self) -> list[Waiting[A]]:
-        """Wait for a group that can be served; nobody where the line is closing and empty."""
-        with self._changed:
-            while True:
-                group = self._take()
-                # Who is being written about may come back.
-                if group or (self._closing and not self._waiting and not self._busy):
-                    return group
-                self._changed.wait()
+    Parameters
+    ----------
+    asked : the question.
+    customer_id : whom it is about.
+    kind : only questions of one kind are answered together.
+    attempts : how often it was served in vain.
+    """
+
+    asked: A
+    customer_id: str
+    kind: Hashable
+    answer: asyncio.Future[Any]
+    attempts: int = 0
+
+
+Answers = Sequence[tuple[Waiting[A], Any]]
+
+
+@dataclass
+class Served(Generic[A]):
+    """What has become of a group.
+
+    Parameters
+    ----------
+    told : answers (or errors to raise) that are ready.
+    kept : when it is done, `finish` gives the answers of the others, or None to serve them again.
+    """
+
+    told: Answers[A] = ()
+    kept: Future[Any] | None = None
+    finish: Callable[[Future[Any]], Answers[A] | None] = field(default=lambda _: ())
+
+
+class Line(Generic[A]):
+    """Serves whoever waits, in groups; everything but ``serve`` runs on the event loop.
+
+    Parameters
+    ----------
+    turns : of the customers.
+    serve : decides for a group of one kind, no two about one customer; must not raise.
+    quick : whether ``serve`` may run on the event loop, because it waits for no network.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        serve: Callable[[list[Waiting[A]]], Served[A]],
+        quick: Callable[[], bool],
+    ) -> None:
+        self._turns = turns
+        self._serve = serve
+        self._quick = quick
+        self._waiting: deque[Waiting[A]] = deque()
+        self._groups = 0
+        self._called = False
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def ask(self, asked: A, customer_id: str, kind: Hashable) -> Any:
+        """Wait for the answer to a question.
+
+        Raises
+        ------
+        StoreError: too many wait already; refusing now is better than collapsing later.
+        """
+        if len(self._waiting) >= LINE_LIMIT:
+            raise StoreError(
+                "server", f"{LINE_LIMIT:,} decisions wait already", action="Try again later"
+            )
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(asked, customer_id, kind, loop.create_future())
+        self._waiting.append(waiting)
+        self._call(loop)
+        return await waiting.answer
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See who is next, after everything that has arrived is read."""
+        if not self._called and self._groups < GROUPS_AT_ONCE:
+            self._called = True
+            loop.call_soon(self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._called = False
+        group = self._take()
+        if not group:
+            if self._waiting and not self._groups:
+                # Somebody off this line has the turn of the first: look again in a moment.
+                self._called = True
+                loop.call_later(0.001, self._turn, loop)
+            return
+        self._groups += 1
+        if self._quick():
+            self._served(loop, group, self._serve(group))
+        else:
+            self._thread = self._thread or ThreadPoolExecutor(1, "decider")
+            done = self._thread.submit(self._serve, group)
+            self._when(loop, done, lambda done: self._served(loop, group, done.result()))
 
     def _take(self) -> list[Waiting[A]]:
         group: list[Waiting[A]] = []
@@ -145,33 +173,67 @@ class Line(Generic[A]):
         while self._waiting and len(group) < GROUP_LIMIT:
             waiting = self._waiting.popleft()
             alike = not group or waiting.kind == group[0].kind
-            if alike and waiting.customer_id not in self._busy:
-                self._busy.add(waiting.customer_id)
+            if alike and self._turns.take(waiting.customer_id):
                 group.append(waiting)
             else:
                 left.append(waiting)
         self._waiting.extendleft(reversed(left))
         return group
 
+    def _when(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        done: Future[Any],
+        then: Callable[[Future[Any]], None],
+    ) -> None:
+        """Go on here when something is done on another thread."""
 
-def tell(answers: Iterable[tuple[Waiting[Any], Any]]) -> None:
-    """Give each who waits the answer, or raise it there; one call for all on one event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[Any, Any]]] = {}
-    for waiting, answer in answers:
-        by_loop.setdefault(waiting.loop, []).append((waiting.answer, answer))
-    for loop, these in by_loop.items():
-        if loop is None:
-            _settle(these)
-        else:
+        def tell(done: Future[Any]) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_settle, these)
+                loop.call_soon_threadsafe(then, done)
 
+        done.add_done_callback(tell)
 
-def _settle(these: Iterable[tuple[Any, Any]]) -> None:
-    for future, answer in these:
-        if future.done():  # whoever asked has gone away
-            continue
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
+    def _served(
+        self, loop: asyncio.AbstractEventLoop, group: list[Waiting[A]], served: Served[A]
+    ) -> None:
+        self._tell(served.told)
+        told = {id(waiting) for waiting, _ in served.told}
+        rest = [waiting for waiting in group if id(waiting) not in told]
+        if served.kept is None:
+            self._end(loop)
         else:
-            future.set_result(answer)
+            self._when(loop, served.kept, lambda kept: self._kept(loop, rest, served, kept))
+            self._call(loop)
+
+    def _kept(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        rest: list[Waiting[A]],
+        served: Served[A],
+        kept: Future[Any],
+    ) -> None:
+        answers = served.finish(kept)
+        if answers is None:
+            self._turns.give_back(waiting.customer_id for waiting in rest)
+            for waiting in rest:
+                waiting.attempts += 1
+            self._waiting.extendleft(reversed(rest))
+        else:
+            self._tell(answers)
+        self._end(loop)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._groups -= 1
+        if self._waiting:
+            self._call(loop)
+
+    def _tell(self, answers: Answers[A]) -> None:
+        self._turns.give_back(waiting.customer_id for waiting, _ in answers)
+        for waiting, answer in answers:
+            if waiting.answer.done():  # whoever asked has gone away
+                continue
+            if isinstance(answer, BaseException):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)

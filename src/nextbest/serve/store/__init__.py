@@ -82,6 +82,11 @@ class Store:
         url = sa.URL.create("sqlite", database=str(path.absolute()))
         return cls(url.render_as_string(hide_password=False))
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine, which is read without waiting for anybody."""
+        return self._engine.dialect.name == "sqlite"
+
     # --- decisions ---------------------------------------------------------------------------
 
     def record_decisions(
