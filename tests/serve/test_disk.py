@@ -191,7 +191,7 @@ def test_a_read_only_disk_refuses_clearly_and_recovers_without_a_restart(
         assert asker.log.refusals == {"503 store-unavailable": 1}
         assert asker.caller.headers["retry-after"].isdigit()
         status, text = get(port, "/readyz")
-        assert status == 503 and "cannot be opened" in text
+        assert status == 503 and "readonly database" in text
         own_disk.remount("rw")
         asker.caller.again()
         assert get(port, "/readyz")[0] == 200

@@ -29,6 +29,8 @@ POOL = {"pool_size": 8, "max_overflow": 40}
 FAULTS = (SQLAlchemyError, sqlite3.Error)
 
 
+# Primary result codes; the rest of a code says more about it.
+_OF_THE_DISK = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 # Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
 # for (6,400 by default), however many customers one transaction is about.
 _LOCK_SPACE = 0x6E6278
@@ -143,6 +145,12 @@ class Database:
             # A writer takes the lock at once: upgrading a read in mid-transaction can only fail.
             write = connection.get_execution_options().get("nextbest_write", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        @event.listens_for(engine, "handle_error")
+        def _let_go(context: sa.ExceptionContext) -> None:
+            # A file that was opened on a read-only disk stays read-only when the disk is not.
+            code = getattr(context.original_exception, "sqlite_errorcode", 0)
+            context.is_disconnect = (code & 0xFF) in _OF_THE_DISK
 
         return engine
 

@@ -21,6 +21,7 @@ def names_of(records: Sequence[DecisionRecord]) -> list[str]:
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
     return [record.customer_id for record in records] + keys
 
+
 _ROWS_ABOUT = [
     sa.select(table.c.customer_id, sa.func.count())
     .where(table.c.customer_id.in_(WANTED))
