@@ -193,7 +193,8 @@ def test_a_read_only_disk_refuses_clearly_and_recovers_without_a_restart(
         status, text = get(port, "/readyz")
         assert status == 503 and "readonly database" in text
         own_disk.remount("rw")
-        asker.caller.again()
+        for _ in range(2):  # the first may still meet a file that was opened before
+            asker.caller.again()
         assert get(port, "/readyz")[0] == 200
         with copy_of(own_disk, tmp_path / "copy") as store:
             assert len(asker.log.answers) == 2 and not killing.losses(store, asker.log)

@@ -148,9 +148,14 @@ class Database:
 
         @event.listens_for(engine, "handle_error")
         def _let_go(context: sa.ExceptionContext) -> None:
-            # A file that was opened on a read-only disk stays read-only when the disk is not.
             code = getattr(context.original_exception, "sqlite_errorcode", 0)
-            context.is_disconnect = (code & 0xFF) in _OF_THE_DISK
+            if code & 0xFF in _OF_THE_DISK:
+                # What was opened on a read-only disk stays read-only when the disk is not, also
+                # for connections to come, as long as one of a process is left.
+                context.is_disconnect = True
+                if context.execution_context is not None:  # would keep the connection open
+                    context.execution_context.cursor.close()
+                engine.dispose()
 
         return engine
 
