@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nextbest.decide.contact import Limit, QuietHours, Scope
 from nextbest.decide.explore import smallest_budget
-from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, positions
+from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, concerns, positions
 from nextbest.decide.policy import ContextWeight, Lever, Policy, Target
 from nextbest.decide.rules import (
     STEPS,
@@ -138,6 +138,19 @@ class BoundPolicy:
     fallback: npt.NDArray[np.intp]
     by_id: npt.NDArray[np.intp]
     fates: Fates
+
+    @cached_property
+    def levers_by_offer(self) -> list[list[Lever]]:
+        """The levers of each offer, whatever the date."""
+        offers = range(len(self.catalogue.offer_ids))
+        return [[one for one, at in self.levers if concerns(at, i)] for i in offers]
+
+    @cached_property
+    def weights_by_offer(self) -> list[list[int]]:
+        """Numbers of the context weights that each offer may have."""
+        numbered = [(i, at) for i, (_, _, at) in enumerate(self.context_weights)]
+        offers = range(len(self.catalogue.offer_ids))
+        return [[i for i, at in numbered if concerns(at, offer)] for offer in offers]
 
     @cached_property
     def columns_read(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,9 @@ _WORDS = {
     b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
 }
 
+# Fates whose reason is the same for every offer of a customer.
+_SAME_FOR_ALL = frozenset(_WORDS.keys() - {b.SCARCE}) | {b.NO_CONSENT}
+
 
 def written_time(moment: datetime) -> str:
     """A moment as answers and traces write it: ISO 8601 in UTC."""
@@ -71,6 +75,7 @@ class _Case:
         self.row = row
         self.known = bool(decisions.audience.known[row])
         self._told: dict[tuple[str, str], dict[str, Any]] = {}
+        self._why_not: dict[tuple[str, str], str] = {}
 
     @cached_property
     def at(self) -> Situation:
@@ -338,9 +343,9 @@ class _Case:
 
     def competes(self, name: str, offer: int) -> Any:
         """What the offer competed on in the customer's arm."""
-        return float(self._competing(name)[offer])
+        return float(self.competing(name)[offer])
 
-    def _competing(self, name: str) -> npt.NDArray[np.float64]:
+    def competing(self, name: str) -> npt.NDArray[np.float64]:
         """(m,) what each offer competed on in the customer's arm."""
         if name == "propensity":
             own: npt.NDArray[np.float64] = self.of.audience.propensity[self.row]
@@ -381,9 +386,13 @@ class _Case:
 
     def why_not(self, offer: int) -> str:
         """One line on why the offer is not made."""
-        last = self._last(offer)
-        step = last["step"].replace("_", " ")
-        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {_why(last)}"
+        step, _ = fate = self.fate(offer)
+        why = self._why_not.get(fate)
+        if why is None:
+            why = f"{step.replace('_', ' ')}: {_why(self._last(offer))}"
+            if fate in _SAME_FOR_ALL:
+                self._why_not[fate] = why
+        return f"offer {self.of.catalogue.offer_ids[offer]}: {why}"
 
     def _last(self, offer: int) -> dict[str, Any]:
         """The last of the offer's steps; a decision that makes no offer asks for nothing more."""
@@ -410,36 +419,36 @@ class _Case:
         """In plain words, why the offer is made."""
         if not self.known:
             return ["nothing is known about this customer: the fallback list decides"]
-        numbers = self.numbers(offer)
-        details = self.of.catalogue.catalogue.offers[offer]
-        within = self._within(details)
         margin, incentive, contact_cost, kept, profit = (
-            f"{numbers[name]:.2f}"
+            self.number(name, offer)
             for name in (
                 "margin", "incentive_cost", "contact_cost", "retention_value", "expected_profit"
             )
         )  # fmt: skip
-        money = f"expected profit {profit}: margin {margin} less incentive {incentive} per response"
-        money += f", less {contact_cost} to contact"
-        if numbers.get("baseline_rate"):
-            anyway = numbers["baseline_rate"] * numbers["margin"]
-            money += f", less {anyway:.2f} of margin that would come anyway"
-        money += f", plus {kept} for keeping the customer" if numbers["retention_value"] else ""
-        reasons = [f"{numbers['propensity']:.1%} chance of a response{within}", money]
+        details = self.of.catalogue.catalogue.offers[offer]
+        money = (
+            f"expected profit {profit:.2f}: margin {margin:.2f} less incentive {incentive:.2f}"
+            f" per response, less {contact_cost:.2f} to contact"
+        )
+        if details.baseline_rate != 0:
+            rate = self.number("baseline_rate", offer)
+            money += f", less {rate * margin:.2f} of margin that would come anyway" if rate else ""
+        money += f", plus {kept:.2f} for keeping the customer" if kept else ""
+        propensity = self.of.audience.propensity[self.row, offer]
+        reasons = [f"{propensity:.1%} chance of a response{self._within(details)}", money]
         reasons += [
             f"lever × {lever.multiplier:g} until {written_time(lever.until)}: {lever.reason}"
-            for lever, offers in self.of.policy.levers
-            if concerns(offers, offer) and utc(self.of.situation.decided_at) < lever.until
+            for lever in self.of.policy.levers_by_offer[offer]
+            if utc(self.of.situation.decided_at) < lever.until
         ]
         if self.pays and self.scarcity_prices[offer] > 0:
             price = f"scarcity price {self.scarcity_prices[offer]:.2f}"
             reasons.append(f"{price}: what others would gain from it; priority is less that")
         reasons += [
             f'context weight "{weight.name}" × {weight.multiplier:g}'
-            for (weight, _, offers), holds in zip(
-                self.of.policy.context_weights, self.of.context_holds, strict=True
-            )
-            if concerns(offers, offer) and holds[self.row, offer]
+            for number in self.of.policy.weights_by_offer[offer]
+            if self.of.context_holds[number][self.row, offer]
+            for weight, _, _ in [self.of.policy.context_weights[number]]
         ]
         return [*reasons, *self._choice(offer)]
 
@@ -459,21 +468,35 @@ class _Case:
         return reasons
 
     def _against_the_next(self, offer: int) -> str:
-        by_propensity = self.of.arm[self.row] == PROPENSITY_ONLY
-        name = "propensity" if by_propensity else "priority"
-        fates = self.of.fates[self.row]
-        behind = np.flatnonzero(self.of.policy.fates.lost[fates])
-        if not behind.size:
-            if self.of.policy.fates.limited[fates].any():
+        worth, position = (found[self.row] for found in _runners_up(self.of))
+        if position < 0:
+            if self.of.policy.fates.limited[self.of.fates[self.row]].any():
                 return "no other offer would earn anything of which there is enough for all"
             return "no other offer that may be made would earn anything"
-        worth = self._competing(name)[behind]
-        best = worth.max()
-        offer_id = min(self.of.catalogue.offer_ids[j] for j in behind[worth == best].tolist())
-        least = -float(best)
+        name = "propensity" if self.of.arm[self.row] == PROPENSITY_ONLY else "priority"
         own = self.competes(name, offer)
-        other = "next" if -least <= own else "better, but not drawn,"
-        return f"{name} {own:.2f}; {other} is offer {offer_id} at {-least:.2f}"
+        other = "next" if worth <= own else "better, but not drawn,"
+        offer_id = self.of.catalogue.offer_ids[position]
+        return f"{name} {own:.2f}; {other} is offer {offer_id} at {worth:.2f}"
+
+
+def _runners_up(decisions: Decisions) -> tuple[list[float], list[int]]:
+    """For each customer what the best of the offers that lost competed on; -1 where none did."""
+    if "runners up" not in decisions.notes:
+        fates, by_id = decisions.policy.fates, decisions.policy.by_id
+        propensity_only = decisions.arm == PROPENSITY_ONLY
+        worth = np.array(np.broadcast_to(decisions.values.priority, decisions.fates.shape))
+        worth[propensity_only] = decisions.audience.propensity[propensity_only]
+        of_their_own = (decisions.arm == NO_LEVERS) | (decisions.prices is not None)
+        for row in np.flatnonzero(of_their_own & ~propensity_only).tolist():
+            worth[row] = _Case(decisions, row).competing("priority")
+        behind = np.where(fates.lost[decisions.fates], worth, -np.inf)[:, by_id]
+        first = np.argmax(behind, axis=1)
+        best = behind[np.arange(len(first)), first]
+        position = np.where(np.isfinite(best), by_id[first], -1)
+        decisions.notes["runners up"] = (best.tolist(), position.tolist())
+    found: tuple[list[float], list[int]] = decisions.notes["runners up"]
+    return found
 
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
@@ -600,15 +623,16 @@ def selection(decisions: Decisions, row: int) -> dict[str, Any]:
     would have got without the holdout are under ``would_choose``.
     """
     ids = decisions.catalogue.offer_ids
-    chances = decisions.probabilities[row]
+    chances = decisions.probabilities[row].tolist()
     return {
         "arm": decisions.arm[row],
         "policy": decisions.policy.policy.tables.exploration.policy,
-        "eligible": [ids[j] for j in np.flatnonzero(decisions.eligible[row]).tolist()],
-        "probabilities": {ids[j]: float(chances[j]) for j in np.flatnonzero(chances[:-1]).tolist()},
-        "no_offer": float(chances[-1]),
+        "eligible": list(compress(ids, decisions.eligible[row].tolist())),
+        # The last one is no offer.
+        "probabilities": {name: p for name, p in zip(ids, chances, strict=False) if p},
+        "no_offer": chances[-1],
         "end": float(decisions.end_probability[row]),
-        "would_choose": [ids[j] for j in decisions.would_choose[row] if j >= 0],
+        "would_choose": [ids[j] for j in decisions.would_choose[row].tolist() if j >= 0],
     }
 
 
