@@ -23,11 +23,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
 from nextbest.serve import outcomes as reported
+from nextbest.serve.admission import Admission, Room, check_time
 from nextbest.serve.auth import Caller, authenticate
 from nextbest.serve.decisions import Decider
 from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
+from nextbest.serve.options import options_of
 from nextbest.serve.parsing import parse, parse_decision, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
@@ -80,9 +82,13 @@ def create_app(
     insecure : let everybody in. Only for development on the loopback interface.
     clock : returns the current time (aware UTC); the policy may fix the moment of decisions.
     short_way : answer ``POST /v1/decisions`` before FastAPI sees it: the same, only sooner.
+
+    Raises
+    ------
+    ConfigError : an environment variable that cannot be used (`nextbest.serve.options`).
     """
-    metrics = Metrics()
-    runtime = Runtime(project_dir, metrics, clock)
+    metrics, room = Metrics(), Room(options_of())
+    runtime = Runtime(project_dir, metrics, clock, queued=room.options.queued)
     decider = Decider(runtime, metrics)
 
     @asynccontextmanager
@@ -102,7 +108,9 @@ def create_app(
     _decision_routes(app, runtime, decider, access)
     if short_way:
         route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
-        app.short_way = Observed(ShortWay(decider, access, route), metrics)
+        short = Admission(ShortWay(decider, access, route), room)
+        app.short_way = Observed(short, metrics)
+    app.add_middleware(Admission, room=room)
     app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
@@ -277,6 +285,7 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _A
         Of a list each outcome is kept or refused by itself: 200 where all were kept, 207 where
         some were, and a problem where none was.
         """
+        check_time()
         reports, many = parse_outcomes(raw)
         state = runtime.state()
         now = max(runtime.clock(), state.moment(runtime.clock))

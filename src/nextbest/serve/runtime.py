@@ -43,15 +43,20 @@ def serving_dir(project_dir: Path) -> Path:
     return project_dir / ".nextbest" / "serving"
 
 
-def open_store(project_dir: Path) -> Store:
+def open_store(project_dir: Path, *, queued: bool = False) -> Store:
     """Open the project's store: the URL in ``NEXTBEST_STORE``, else its own SQLite file.
+
+    Parameters
+    ----------
+    queued : decisions are answered before they are on disk (`Store`).
 
     Raises
     ------
     StoreError: it cannot be opened.
     """
     url = os.environ.get("NEXTBEST_STORE")
-    return Store(url) if url else Store.at(project_dir / ".nextbest" / "store.db")
+    own = project_dir / ".nextbest" / "store.db"
+    return Store(url, queued=queued) if url else Store.at(own, queued=queued)
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,13 @@ def _require_contacts(bundle: Bundle, policy: Policy) -> None:
 class Runtime:
     """The state and the store of one running server; safe to share between threads."""
 
-    def __init__(self, project_dir: Path, metrics: Metrics, clock: Clock | None) -> None:
+    def __init__(
+        self, project_dir: Path, metrics: Metrics, clock: Clock | None, *, queued: bool = False
+    ) -> None:
         self.project_dir = project_dir
         self.clock: Clock = clock or (lambda: datetime.now(UTC))
         self._metrics = metrics
+        self._queued = queued
         self._state: State | None = None
         self._store: Store | None = None
         self._seen: object = None
@@ -210,7 +218,7 @@ class Runtime:
         """
         with self._lock:
             if self._store is None:
-                self._store = open_store(self.project_dir)
+                self._store = open_store(self.project_dir, queued=self._queued)
             return self._store
 
     def reload(self) -> None:
@@ -271,6 +279,9 @@ class Runtime:
             self._metrics.bundle_age.set((now - state.bundle.created_at).total_seconds())
             age = state.moment(self.clock) - state.bundle.as_of
             self._metrics.profile_age.set(age.total_seconds())
+        if self._store is not None:
+            self._metrics.decisions_lost.set(self._store.lost)
+            self._metrics.writes_waiting.set(self._store.waiting)
 
     def _store_part(self) -> tuple[bool, str]:
         try:

@@ -93,6 +93,16 @@ class Metrics:
             "Time from the profiles' as-of moment to the decisions' clock.",
             registry=registry,
         )
+        self.writes_waiting = Gauge(
+            "nextbest_store_writes_waiting",
+            "Writes that wait for their turn at the disk.",
+            registry=registry,
+        )
+        self.decisions_lost = Gauge(
+            "nextbest_decisions_lost",
+            "Decisions that were answered and then not kept; 0 unless durability is queued.",
+            registry=registry,
+        )
         self.reload_failures = Counter(
             "nextbest_reload_failures",
             "New bundles, catalogues or policies refused; the last good ones stayed.",

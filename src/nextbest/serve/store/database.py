@@ -14,8 +14,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from nextbest.errors import StoreError
+from nextbest.serve.store.faults import TooLateError
 from nextbest.serve.store.rows import BACKENDS
-from nextbest.serve.writer import Ways
+from nextbest.serve.writer import Ways, WriterLateError
 
 __all__ = ["Database"]
 
@@ -110,6 +111,8 @@ class Database:
         return Ways(lock=self.lock, told=self._told, shared=_is_everybodys)
 
     def _told(self, error: Exception) -> Exception:
+        if isinstance(error, WriterLateError):
+            return TooLateError(self.where, str(error), action="Try again")
         return self.fault("cannot be written", error) if isinstance(error, FAULTS) else error
 
     def fault(self, problem: str, error: BaseException) -> StoreError:
