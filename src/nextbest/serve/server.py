@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nextbest.errors import UsageError
+from nextbest.serve.options import options_of
 from nextbest.serve.runtime import load_state, open_store
 
 __all__ = ["bind_socket", "check_start", "run_server"]
@@ -80,7 +81,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
     Raises
     ------
     UsageError: insecure beyond the loopback interface, or no API key to come in with.
-    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, or a setting is wrong.
     """
     if workers < 1:
         raise UsageError(
@@ -94,6 +95,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
+    options_of()
     load_state(project_dir)
     store = open_store(project_dir)
     try:

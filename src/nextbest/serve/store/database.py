@@ -70,7 +70,8 @@ class Database:
                 "the database URL cannot be used",
                 expected="an SQLite or PostgreSQL URL whose driver is installed",
                 got=str(error).split("\n")[0],
-                action="Unset NEXTBEST_STORE to use the project's own SQLite file",
+                action="For PostgreSQL, `pip install 'nextbest[postgres]'`; "
+                "unset NEXTBEST_STORE to use the project's own SQLite file",
             ) from error
 
     @contextmanager
