@@ -1,8 +1,8 @@
 """A shop for benchmarks: one trained propensity model, profiles, a catalogue and a policy.
 
-Everything that a decision can meet is there: eligibility rules of the policy and of offers, consent, caps
-by channel, offer and category, cool-offs, exclusions, a retention term, a lever, a context weight,
-holdout, and exploration that is kept within a share of the profit.
+Everything that a decision can meet is there: eligibility rules of the policy and of offers,
+consent, caps by channel, offer and category, cool-offs, exclusions, a retention term, a lever, a
+context weight, holdout, and exploration that is kept within a share of the profit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from lightgbm import LGBMClassifier
 
 from nextbest.data.feature import SCORE_GROUP, Feature
@@ -116,7 +118,7 @@ contact_cost = 0.05
 response_window_days = 14
 """
 
-QUESTION = {"channel": "web", "context": {"device": "phone", "basket_value": 60.0}}
+CHANNEL = "web"
 
 
 def make(folder: Path, customers: int, offers: int, *, pairs: bool = True, seed: int = 1) -> Path:
@@ -177,41 +179,86 @@ def training_rows(rng: Any, pair_columns: tuple[str, ...]) -> tuple[pd.DataFrame
     return frame, (score + rng.logistic(size=n) > 1.5).astype(float)
 
 
+COLUMNS = ("region", "consents", *CUSTOMER, *SCORES)
+
+
 def profiles(rng: Any, customers: int, offers: int, pair_columns: tuple[str, ...]) -> Profiles:
     """Profiles of so many customers for so many offers."""
-    columns = ("region", "consents", *CUSTOMER, *SCORES)
-    matrix = np.empty((customers, len(columns)))
+    matrix = customer_matrix(rng, customers)
+    pairs = numbers(rng, (customers, offers, len(pair_columns)))
+    return laid_out(rng, ids(0, customers), matrix, offers, pair_columns, pairs)
+
+
+def customer_matrix(rng: Any, customers: int) -> Any:
+    """Features and scores of customers at random."""
+    matrix = np.empty((customers, len(COLUMNS)))
     matrix[:, 0] = rng.integers(0, len(REGIONS), customers)
     matrix[:, 1] = rng.random(customers) < 0.95
     matrix[:, 2 : 2 + len(CUSTOMER)] = numbers(rng, (customers, len(CUSTOMER)))
     matrix[:, -6:-3] = rng.random((customers, 3))
     matrix[:, -3:] = rng.gamma(2.0, 100.0, customers)[:, None] * np.array([1.0, 0.5, 2.0])
+    return matrix
+
+
+def laid_out(
+    rng: Any, customer_ids: Any, matrix: Any, offers: int, pair_columns: tuple[str, ...], pairs: Any
+) -> Profiles:
+    """Profiles of these customers."""
     kinds = {"region": "string", "consents": "boolean"}
     features = [
         Feature(name, name, "unit", "source", SCORE_GROUP if name in SCORES else "group", entity,
                 kinds.get(name, "number"))
-        for entity, names in (("customer", columns), ("offer", OFFER), ("pair", pair_columns))
+        for entity, names in (("customer", COLUMNS), ("offer", OFFER), ("pair", pair_columns))
         for name in names
     ]  # fmt: skip
     return Profiles(
         version="profiles",
         as_of=AS_OF,
-        customer_ids=ids(customers),
-        columns=columns,
+        customer_ids=customer_ids,
+        columns=COLUMNS,
         matrix=matrix,
         categories={"region": REGIONS},
         offer_ids=tuple(f"o{i:03d}" for i in range(offers)),
         offer_columns=OFFER,
         offer_matrix=numbers(rng, (offers, len(OFFER))),
         pair_columns=pair_columns,
-        pairs=numbers(rng, (customers, offers, len(pair_columns))),
+        pairs=pairs,
         features=tuple(features),
     )
 
 
-def ids(customers: int) -> Any:
+def write_customers(path: Path, customers: int, part: int = 50_000) -> None:
+    """Write a Parquet file of customers, their features and scores."""
+    rng = np.random.default_rng(7)
+    kinds = [("customer_id", pa.string()), *((name, pa.float64()) for name in COLUMNS)]
+    with pq.ParquetWriter(path, pa.schema(kinds)) as file:
+        for start in range(0, customers, part):
+            n = min(part, customers - start)
+            texts = [one.decode() for one in ids(start, n).tolist()]
+            columns = [pa.array(texts), *map(pa.array, customer_matrix(rng, n).T)]
+            file.write_table(pa.Table.from_arrays(columns, schema=file.schema))
+
+
+def read_customers(path: Path, offers: int) -> Profiles:
+    """Lay out the customers of a Parquet file as profiles, a row group at a time."""
+    file = pq.ParquetFile(path)
+    matrix = np.empty((file.metadata.num_rows, len(COLUMNS)))
+    found, done = [], 0
+    for number in range(file.num_row_groups):
+        table = file.read_row_group(number)
+        rows = slice(done, done + table.num_rows)
+        for j, name in enumerate(COLUMNS):
+            matrix[rows, j] = table.column(name).to_numpy()
+        found.append(np.array(table.column("customer_id").to_pylist(), dtype=np.bytes_))
+        done += table.num_rows
+    pairs = np.empty((len(matrix), offers, 0))
+    rng = np.random.default_rng(1)
+    return laid_out(rng, np.concatenate(found), matrix, offers, (), pairs)
+
+
+def ids(start: int, customers: int) -> Any:
     """Ids of customers, sorted."""
-    return np.array([f"c{i:07d}".encode() for i in range(customers)], dtype=np.bytes_)
+    return np.array([f"c{i:07d}" for i in range(start, start + customers)], dtype=np.bytes_)
 
 
 def numbers(rng: Any, shape: tuple[int, ...]) -> Any:

@@ -19,7 +19,7 @@ from shop import POLICY
 
 from nextbest.serve import decisions
 from nextbest.serve.api import create_app
-from nextbest.serve.records import Contacts, DecisionRecord, Outcomes
+from nextbest.serve.records import Contacts, DecisionRecord, Events, Outcomes
 from nextbest.serve.runtime import open_store
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.store.decisions import keep
@@ -133,12 +133,14 @@ def raced(
     caps = CAPS.replace("= 3", f"= {at_most}")
     (project / "serving" / "policy.toml").write_text(LIVE + caps)
     moments = (NOW + timedelta(seconds=n) for n in range(10_000))
-    read = Store.history
+    read = Store.past
 
-    def history(store: Store, ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
+    def past(
+        store: Store, ids: Sequence[str] | None, since: datetime | None
+    ) -> tuple[Contacts, Outcomes, Events]:
         if before_reading:
             other.decides()
-        found = read(store, ids)
+        found = read(store, ids, since)
         if not before_reading:
             other.decides()
         return found
@@ -146,7 +148,7 @@ def raced(
     app = create_app(project, insecure=True, clock=lambda: next(moments))
     with TestClient(app) as client:
         other = OtherServer(open_store(project), lambda: next(moments), times)
-        monkeypatch.setattr(Store, "history", history)
+        monkeypatch.setattr(Store, "past", past)
         response = client.post("/v1/decisions", json={"customer_id": "c01", "channel": "mail"})
         other.store.close()
     assert other.made == times

@@ -191,7 +191,7 @@ def test_a_read_only_disk_refuses_clearly_and_recovers_without_a_restart(
         assert asker.log.refusals == {"503 store-unavailable": 1}
         assert asker.caller.headers["retry-after"].isdigit()
         status, text = get(port, "/readyz")
-        assert status == 503 and "readonly database" in text
+        assert status == 503 and "Check disk space, permissions" in text
         own_disk.remount("rw")
         for _ in range(2):  # the first may still meet a file that was opened before
             asker.caller.again()

@@ -227,7 +227,7 @@ def test_a_store_that_is_down_answers_503_to_everybody(
     def down(*_: Any) -> Any:
         raise StoreError("store", "it is down")
 
-    monkeypatch.setattr(Store, "history", down)
+    monkeypatch.setattr(Store, "past", down)
 
     async def work(ask: Ask) -> list[httpx.Response]:
         return list(await asyncio.gather(*[ask(c) for c in shop.CUSTOMERS[:5]]))

@@ -21,6 +21,7 @@ from ibis import _
 from nextbest.data.contract import TABLES
 from nextbest.data.feature import Entity as Entity
 from nextbest.data.feature import Feature as Feature
+from nextbest.data.live import KIND_COLUMNS, Live
 from nextbest.errors import ConfigError, DataError, did_you_mean
 
 KEYS: Mapping[Entity, tuple[str, ...]] = {
@@ -36,11 +37,15 @@ class Block:
     """What a group returns: a table keyed by its entity, and what each column means.
 
     ``columns`` maps each feature name to ``(meaning, unit, fill)``; ``fill`` is the value for an
-    entity without any row (0 for counts and sums, None where the value is then unknown).
+    entity without any row (0 for counts and sums, None where the value is then unknown). ``live``
+    maps the names of those made by `follow` to their measures, and ``source`` is the table that
+    these are of.
     """
 
     table: ir.Table
     columns: Mapping[str, tuple[str, str, float | None]]
+    live: Mapping[str, Live] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,6 @@ class FeatureGroup:
     build: Callable[[Past], Block]
     meaning: str
     requires: tuple[str, ...] = ()
-    live: bool = False
 
     def missing(self, tables: Mapping[str, ir.Table]) -> tuple[str, ...]:
         """Return what the data lack of it: ``table`` or ``table.column`` names."""
@@ -74,7 +78,6 @@ def feature_group(
     *,
     entity: Entity = "customer",
     requires: Sequence[str] = (),
-    live: bool = False,
 ) -> Callable[[Callable[[Past], Block]], FeatureGroup]:
     """Turn a function of a `Past` into a `FeatureGroup` named after the function.
 
@@ -89,7 +92,7 @@ def feature_group(
                 "it has no docstring",
                 expected="one line that says what the group measures",
             )
-        return FeatureGroup(build.__name__, source, entity, build, doc[0], tuple(requires), live)
+        return FeatureGroup(build.__name__, source, entity, build, doc[0], tuple(requires))
 
     return wrap
 
@@ -268,6 +271,61 @@ def summarise(
     return Block(table, {name: (m, u, fill) for name, (_e, m, u, fill) in features.items()})
 
 
+def follow(past: Past, source: str, features: Mapping[str, tuple[Live, str, str]]) -> Block:
+    """Measure a table's rows by customer so that the features stay live between refreshes.
+
+    Parameters
+    ----------
+    source : ``events`` or ``contacts``, the source of the group: every row of it counts.
+    features : ``{name: (measure, meaning, unit)}``.
+
+    Raises
+    ------
+    ConfigError : the table's rows do not reach a server as they happen, or have no kinds.
+    """
+    if source not in KIND_COLUMNS:
+        raise ConfigError(
+            "follow", f'rows of "{source}" do not reach a server as they happen',
+            expected=" or ".join(KIND_COLUMNS),
+        )  # fmt: skip
+    rows, kind = past.rows(source), KIND_COLUMNS[source]
+    if kind is None and any(live.kinds for live, _m, _u in features.values()):
+        raise ConfigError("follow", f'rows of "{source}" have no kinds', expected="no of, no until")
+    spec = {
+        name: (
+            _measured(rows, None if kind is None else rows[kind], live),
+            meaning,
+            unit,
+            live.fill,
+        )
+        for name, (live, meaning, unit) in features.items()
+    }
+    block = summarise(rows, "customer", spec)
+    lives = {name: live for name, (live, _m, _u) in features.items()}
+    return Block(block.table, block.columns, lives, source)
+
+
+def _measured(rows: ir.Table, kind: ir.Value | None, live: Live) -> ir.Value:
+    """The batch expression of a measure; `nextbest.data.live.updated` is the same in NumPy."""
+
+    def youngest(of: str | None) -> ir.Value:
+        return rows.age_days.min(where=None if of is None or kind is None else kind == of)
+
+    if live.measure == "days_since":
+        return youngest(live.of)
+    if live.measure == "left_behind":
+        left, ended = youngest(live.of), youngest(live.until)
+        behind = (left <= live.days) & (ended.isnull() | (left < ended))
+        return behind.fill_null(False).cast("float64")
+    if live.days is None:
+        where = None if live.of is None or kind is None else kind == live.of
+        return rows.count(where=where).cast("float64")
+    inside = rows.age_days <= live.days
+    if live.of is not None and kind is not None:
+        inside = (kind == live.of) & inside
+    return inside.sum().cast("float64")
+
+
 def select(
     table: ir.Table, entity: Entity, features: Mapping[str, tuple[Any, str, str, float | None]]
 ) -> Block:
@@ -357,11 +415,11 @@ def attach(
                     name,
                     meaning,
                     unit,
-                    group.source,
+                    block.source or group.source,
                     group.name,
                     entity,
                     _kind(block.table[name].type()),
-                    group.live,
+                    block.live.get(name),
                 )
             )
     return table, tuple(features)
@@ -387,13 +445,18 @@ def describe(groups: Sequence[FeatureGroup], tables: Mapping[str, ir.Table]) -> 
     return tuple(found)
 
 
-def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+def everything(groups: Sequence[FeatureGroup]) -> tuple[Feature, ...]:
     """Return the features that the groups give where the data hold every column of the contract."""
     tables = {
         name: ibis.table({c.name: c.dtype for c in spec.columns}, name=name)
         for name, spec in TABLES.items()
     }
-    return frozenset(f.name for f in describe(available(groups, tables)[0], tables))
+    return describe(available(groups, tables)[0], tables)
+
+
+def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+    """Return the names of `everything`."""
+    return frozenset(f.name for f in everything(groups))
 
 
 def _unbound(name: str, table: ir.Table) -> ir.Table:

@@ -59,6 +59,7 @@ class Audience:
     contacts: what happened between us and these customers so far.
     as_of: when the profiles were computed (UTC); None if unknown.
     versions: versions of models, profiles and bundle, passed through to the trace.
+    live: by customer, what of the columns is newer than the profiles and why, passed through.
     """
 
     customer_ids: Sequence[str]
@@ -70,6 +71,7 @@ class Audience:
     contacts: ContactHistory
     as_of: datetime | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
+    live: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> Audience:
         """Keep some customers, in the order given."""
@@ -84,6 +86,7 @@ class Audience:
             self.contacts.take(at),
             self.as_of,
             self.versions,
+            self.live,
         )
 
     def known_columns(self) -> dict[str, Column]:

@@ -78,6 +78,8 @@ def profile_of(
 ) -> dict[str, Any]:
     """Return what is known of one customer, JSON-able: wanted columns, propensities, versions.
 
+    ``live`` is there only where something of it is newer than the profiles.
+
     Parameters
     ----------
     known: types of the columns by name.
@@ -117,6 +119,7 @@ class _Profiles:
         self._known = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
         self._versions = dict(audience.versions)
+        self._live = [audience.live.get(customer_id) for customer_id in audience.customer_ids]
 
     def of(self, row: int) -> dict[str, Any]:
         """What is known of one of them."""
@@ -129,6 +132,7 @@ class _Profiles:
             "offer_columns": self._offers,
             "types": self._types,
             "versions": self._versions,
+            **({"live": dict(live)} if (live := self._live[row]) else {}),
         }
 
 
@@ -188,6 +192,7 @@ def audience_of(inputs: Mapping[str, Any]) -> Audience:
         contacts=past,
         as_of=None if profile["as_of"] is None else datetime.fromisoformat(profile["as_of"]),
         versions=profile["versions"],
+        live={inputs["customer_id"]: profile["live"]} if "live" in profile else {},
     )
 
 

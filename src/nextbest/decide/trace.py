@@ -468,7 +468,8 @@ class _Case:
         return reasons
 
     def _against_the_next(self, offer: int) -> str:
-        worth, position = (found[self.row] for found in _runners_up(self.of))
+        values, positions = _runners_up(self.of)
+        worth, position = values[self.row], positions[self.row]
         if position < 0:
             if self.of.policy.fates.limited[self.of.fates[self.row]].any():
                 return "no other offer would earn anything of which there is enough for all"
@@ -570,12 +571,14 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
 
     Each offer lists the steps that it passed and the one that removed it, with every rule's text,
     its clauses' outcomes and the values they saw, the numbers behind its priority, and for every
-    amount that is an expression its text and the values that it read.
+    amount that is an expression its text and the values that it read. ``live`` says what of the
+    profile changed since ``profile_as_of``, from what to what.
     """
     case = _Case(decisions, row)
     at = case.at
     declared = decisions.policy.policy.tables.context
     as_of = decisions.audience.as_of
+    live = decisions.audience.live.get(decisions.audience.customer_ids[row])
     offers = []
     for offer, details in enumerate(decisions.catalogue.catalogue.offers):
         step, reason = case.fate(offer)
@@ -603,6 +606,7 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
             "context_ignored": sorted(at.context.keys() - declared.keys()),
         },
         "profile_as_of": None if as_of is None else written_time(as_of),
+        **({"live": dict(live)} if live else {}),
         "versions": dict(decisions.audience.versions),
         **({} if decisions.prices is None else {"prices": decisions.prices.to_dict()}),
         "catalogue_hash": decisions.catalogue.catalogue.content_hash,

@@ -79,13 +79,15 @@ def decide_for(
     prices, ration : what is scarce (`engine.decide`).
     contexts : one for each customer, where they differ.
     """
-    past = past_of(store, customer_ids) if past is None else past
+    if past is None:
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
     if learnt is None:
         learnt = learnt_of(store, state.rules.tables.exploration, situation.decided_at)
+    news = state.shaper.news(customer_ids, past, situation.decided_at)
     if state.rules.tables.contact.count_history:
         past = past.joined(state.shaper.warehouse(customer_ids))
     contacts = past.history(customer_ids, state.shaper.offer_ids)
-    audience = state.shaper.audience(customer_ids, contacts)
+    audience = state.shaper.audience(customer_ids, contacts, news)
     return decide(
         audience,
         state.catalogue,
@@ -247,7 +249,8 @@ class Decider:
         earlier = _earlier(store, asked)
         if earlier:
             return self._repeated(question, asked, [earlier.get(one.key or "") for one in asked])
-        past = past_of(store, [one.customer_id for one in asked])
+        customer_ids = [one.customer_id for one in asked]
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
         # Only now look at the clock: no contact that another process made may lie in the future.
         situation = situation_of(state, question, state.moment(self._runtime.clock))
         made = self._make(state, store, asked, situation, past)
@@ -296,7 +299,8 @@ class Decider:
     def _decide_together(self, group: list[Waiting[Asked]]) -> Served[Asked]:
         state, store = self._runtime.state(), self._runtime.store()
         earlier = _earlier(store, [waiting.asked for waiting in group])
-        past = past_of(store, [waiting.customer_id for waiting in group])
+        customer_ids = [waiting.customer_id for waiting in group]
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
         # Only now look at the clock: no contact that another process made may lie in the future.
         moment = state.moment(self._runtime.clock)
         told: list[tuple[Waiting[Asked], Any]] = []

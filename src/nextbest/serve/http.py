@@ -24,16 +24,27 @@ __all__ = [
     "add_error_handlers",
     "body",
     "problem_response",
+    "security_headers",
     "store_problem",
 ]
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
-_HEADERS = (
+# As OWASP's REST Security Cheat Sheet has them. An answer is data: no browser need show, frame or
+# keep it. Only the pages at /docs and /redoc load scripts.
+HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
-_NO_STORE = (b"cache-control", b"no-store")
+DATA_HEADERS = (
+    *HEADERS,
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+_TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+_PAGES = ("/docs", "/redoc")
 
 
 async def body(request: Request) -> bytes:
@@ -109,6 +120,12 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(_http_problem(error, request.scope), request.scope)
 
 
+def security_headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that every answer carries."""
+    own = HEADERS if str(scope["path"]).startswith(_PAGES) else DATA_HEADERS
+    return (*own, _TLS_ONLY) if scope.get("scheme") == "https" else own
+
+
 class Observed:
     """ASGI middleware that logs and counts each request and answers for what breaks inside.
 
@@ -131,9 +148,7 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
-                if scope["path"].startswith("/v1/"):
-                    message["headers"].append(_NO_STORE)
+                message["headers"] = [*message.get("headers", ()), *security_headers(scope)]
             await send(message)
 
         try:

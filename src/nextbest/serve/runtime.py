@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,10 @@ from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
 from nextbest.serve import archive
 from nextbest.serve.audience import Shaper, known_columns
+from nextbest.serve.audit import Change
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
+from nextbest.serve.records import Erased
 from nextbest.serve.scarcity import FILE as PRICES_FILE
 from nextbest.serve.scarcity import StoredPrices, read_prices
 from nextbest.serve.store import Store
@@ -33,9 +36,18 @@ from nextbest.serve.telemetry import Metrics, log
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
-__all__ = ["Runtime", "State", "load_state", "open_store", "serving_dir"]
+__all__ = [
+    "Runtime",
+    "State",
+    "load_state",
+    "note_configuration",
+    "open_store",
+    "serving_dir",
+    "who_is_erased",
+]
 
 Clock = Callable[[], datetime]
+SQLITE = Path(".nextbest", "store.db")
 
 
 def serving_dir(project_dir: Path) -> Path:
@@ -55,7 +67,7 @@ def open_store(project_dir: Path, *, queued: bool = False) -> Store:
     StoreError: it cannot be opened.
     """
     url = os.environ.get("NEXTBEST_STORE")
-    own = project_dir / ".nextbest" / "store.db"
+    own = project_dir / SQLITE
     return Store(url, queued=queued) if url else Store.at(own, queued=queued)
 
 
@@ -112,6 +124,10 @@ class State:
         """Say why stored prices did not decide; None where they did, or there are none."""
         return None if decisions.prices is not None else self.prices_fault(decisions.situation)
 
+    def without(self, erased: Erased) -> State:
+        """The same, where the profiles of these people are not read."""
+        return replace(self, shaper=replace(self.shaper, erased=erased))
+
     def is_stale(self, moment: datetime) -> bool:
         """Tell whether the profiles are older than the policy's freshness limit."""
         limit = self.rules.tables.profiles.freshness_limit_days
@@ -119,8 +135,38 @@ class State:
         return limit is not None and age.total_seconds() > limit * 86_400
 
 
+def who_is_erased(project_dir: Path) -> Erased:
+    """Return who was erased and may still be in a bundle; makes no store where there is none.
+
+    Raises
+    ------
+    StoreError: there is a store, and it cannot be read.
+    """
+    if not os.environ.get("NEXTBEST_STORE") and not (project_dir / SQLITE).exists():
+        return Erased()
+    store = open_store(project_dir)
+    try:
+        return store.erased()
+    finally:
+        store.close()
+
+
+def note_configuration(store: Store, state: State, actor: str) -> None:
+    """Note in the audit trail that another policy or catalogue is in force from now on."""
+    for name, content_hash in (
+        ("policy", state.rules.content_hash),
+        ("offers", state.offers.content_hash),
+    ):
+        detail = {"content_hash": content_hash}
+        store.audit_if_new(Change(actor, "configure", f"serving/{name}.toml", detail))
+
+
 def load_state(
-    project_dir: Path, before: State | None = None, *, policy_file: Path | None = None
+    project_dir: Path,
+    before: State | None = None,
+    *,
+    policy_file: Path | None = None,
+    erased: Erased | None = None,
 ) -> State:
     """Load and check the bundle, catalogue and policy of a project, and archive the latter two.
 
@@ -128,9 +174,11 @@ def load_state(
     ----------
     before : what is in use; its bundle is taken over where it is still the current one.
     policy_file : a policy to use in place of the project's own, to try it out.
+    erased : whose profiles are not to be read; None asks the project's store.
 
     Raises
     ------
+    StoreError : nobody can say who was erased.
     ArtifactError : the bundle is missing, damaged or scores otherwise than when it was made.
     ConfigError : catalogue or policy are wrong (all faults at once).
     """
@@ -144,7 +192,8 @@ def load_state(
     _require_contacts(bundle, policy)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
     archive.keep(project_dir, catalogue, policy)
-    shaper = Shaper(bundle, bound_catalogue.offer_ids)
+    gone = who_is_erased(project_dir) if erased is None else erased
+    shaper = Shaper(bundle, bound_catalogue.offer_ids, gone)
     try:
         prices, damage = read_prices(folder), None
     except DataError as error:
@@ -182,6 +231,9 @@ class Runtime:
         self._seen: object = None
         self._lock = threading.Lock()
         self._faults: dict[str, str] = {}
+        self._erased: Erased | None = None
+        self._heeding = threading.Lock()
+        self._noted = False
 
     def open(self) -> None:
         """Load what there is; what is missing or broken shows in `parts`."""
@@ -204,9 +256,12 @@ class Runtime:
         Raises
         ------
         Problem: ``not-ready`` while there is none.
+        StoreError: it was never known who was erased.
         """
         if self._state is None:
             raise Problem("not-ready", "No verified models, profiles, catalogue and policy yet.")
+        if self._erased is None:
+            self.heed_erasures()
         return self._state
 
     def store(self) -> Store:
@@ -221,22 +276,59 @@ class Runtime:
                 self._store = open_store(self.project_dir, queued=self._queued)
             return self._store
 
+    def heed_erasures(self) -> None:
+        """Take up who was erased, by this server or another.
+
+        Raises
+        ------
+        StoreError: the store does not say.
+        """
+        store = self.store()
+        # Held while reading, or an older answer could come to be written over a newer one.
+        with self._heeding:
+            erased = store.erased()
+            if erased != self._erased:
+                self._erased = erased
+                if self._state is not None:
+                    self._state = self._state.without(erased)
+
     def reload(self) -> None:
-        """Take up a new bundle, catalogue or policy if there is one and it is sound."""
+        """Take up who was erased, and a new bundle, catalogue or policy that is sound."""
+        try:
+            self.heed_erasures()
+        except StoreError as error:
+            # What was known of the erased stays in force; without any nothing is served (`state`).
+            log("erasures not read", level=logging.WARNING, error=str(error))
+        self._take_up()
+        self._note()
+
+    def _note(self) -> None:
+        """Note in the audit trail what is in force, as soon as the store can be written."""
+        if self._noted or self._state is None:
+            return
+        try:
+            note_configuration(self.store(), self._state, f"server {socket.gethostname()}")
+            self._noted = True
+        except StoreError as error:
+            log("audit trail not written", level=logging.WARNING, error=str(error))
+
+    def _take_up(self) -> None:
         seen = self._fingerprint()
         if seen == self._seen:
             return
         self._seen = seen
         try:
-            state = load_state(self.project_dir, self._state)
+            state = load_state(self.project_dir, self._state, erased=self._erased or Erased())
         except NextbestError as error:
             part = "bundle" if isinstance(error, ArtifactError) else "configuration"
             self._faults = {part: str(error)}
             self._metrics.reload_failures.inc()
             log("reload refused", level=logging.ERROR, part=part, error=str(error))
             return
-        self._faults = {}
-        self._state = state
+        self._faults, self._noted = {}, False
+        with self._heeding:
+            erased = self._erased or Erased()
+            self._state = state if state.shaper.erased == erased else state.without(erased)
         self._metrics.use(state.bundle.id, state.offers.content_hash, state.rules.content_hash)
         self._metrics.score_with({n: m.scorer_kind for n, m in state.bundle.models.items()})
         log(

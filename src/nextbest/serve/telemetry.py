@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -42,6 +44,13 @@ class Metrics:
             "nextbest_outcomes",
             "Outcomes reported, by type and by what became of them.",
             ("outcome_type", "status"),
+            registry=registry,
+        )
+        # Types are the callers' own words, too many for a label.
+        self.events = Counter(
+            "nextbest_events",
+            "Customer events reported, by what became of them.",
+            ("status",),
             registry=registry,
         )
         self.errors = Counter(
@@ -134,6 +143,15 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def _traceback(error: BaseException) -> str:
+    """Where an error came from, and of what type; its message may name a customer."""
+    if os.environ.get("NEXTBEST_DEBUG"):
+        return "".join(traceback.format_exception(error))
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    chain = "" if before is None else _traceback(before) + "\n"
+    return chain + "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -142,8 +160,8 @@ class _JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["traceback"] = _traceback(record.exc_info[1])
         return json.dumps(line, default=str)
 
 

@@ -25,7 +25,8 @@ STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 5
 
 # Every request thread may read at once (AnyIO runs 40), beside the writer.
-POOL = {"pool_size": 8, "max_overflow": 40}
+# What the driver was asked to keep is personal, and no error message repeats it.
+POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 40, "hide_parameters": True}
 # Of the driver itself: the PRAGMAs of a new connection raise what SQLAlchemy has not wrapped.
 FAULTS = (SQLAlchemyError, sqlite3.Error)
 
@@ -107,6 +108,23 @@ class Database:
         except FAULTS as error:
             raise self.fault(problem, error) from error
 
+    def overwrite(self) -> bool:
+        """Bring what was removed out of SQLite's journal too; False where somebody still reads it.
+
+        Other databases do so in their own time, or when they are told to (``VACUUM``): False.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return False
+        with self.told("cannot be written"):
+            connection = self.engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                cursor.close()
+            finally:
+                connection.close()
+        return not busy
+
     def ways(self) -> Ways[sa.Connection]:
         """Return what a writer has to know of this database."""
         return Ways(lock=self.lock, told=self._told, shared=_is_everybodys)
@@ -142,6 +160,8 @@ class Database:
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
+            # What is removed is overwritten: a person who was erased is not in the file any more.
+            cursor.execute("PRAGMA secure_delete=ON")
             cursor.close()
 
         @event.listens_for(engine, "begin")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,12 +20,14 @@ __all__ = [
     "as_stored",
     "by_keys",
     "chosen",
+    "decided_at",
     "find",
     "keep",
     "keeper",
     "names_of",
     "request_hashes",
     "rows_about",
+    "stored",
 ]
 
 
@@ -89,13 +92,13 @@ def find(connection: sa.Connection, decision_id: str) -> StoredDecision | None:
     """Return one stored decision, or None."""
     query = sa.select(DECISIONS).where(DECISIONS.c.decision_id == decision_id)
     row = connection.execute(query).first()
-    return None if row is None else _stored(row)
+    return None if row is None else stored(row)
 
 
 def by_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
     """Return the decisions made under these idempotency keys, by key."""
     found = rows_in(connection, sa.select(DECISIONS), DECISIONS.c.idempotency_key, keys)
-    return {row.idempotency_key: _stored(row) for row in found}
+    return {row.idempotency_key: stored(row) for row in found}
 
 
 def request_hashes(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, str]:
@@ -121,6 +124,13 @@ def chosen(
     return {key: (customer, tuple(ranked)) for key, (customer, ranked) in found.items()}
 
 
+def decided_at(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, datetime]:
+    """Return when each of the known decisions was made (aware UTC)."""
+    query = sa.select(DECISIONS.c.decision_id, DECISIONS.c.decided_at)
+    found = rows_in(connection, query, DECISIONS.c.decision_id, decision_ids)
+    return {row.decision_id: row.decided_at.replace(tzinfo=UTC) for row in found}
+
+
 def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counter[str]:
     """Return how many contacts and outcomes there are of each customer.
 
@@ -133,7 +143,8 @@ def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counte
     return rows
 
 
-def _stored(row: Any) -> StoredDecision:
+def stored(row: Any) -> StoredDecision:
+    """Return a row of the table as the record that it holds."""
     return StoredDecision(
         row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
     )

@@ -34,7 +34,7 @@ def _insert_new(backend: str, table: sa.Table) -> Any:
     return _INSERTS[backend](table)
 
 
-WANTED: sa.BindParameter[Any] = sa.bindparam("wanted", expanding=True)
+WANTED: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
 """Stands for values in a query that is built once; building one takes longer than asking it."""
 
 
