@@ -51,8 +51,6 @@ class Log:
     def kept(self, outcome_id: str, status: str) -> None:
         if self.statuses.get(outcome_id) and status == "stored":
             self.faults.append(f"{outcome_id} was kept twice")
-        if status not in ("stored", "duplicate"):
-            self.faults.append(f"{outcome_id} was {status}")
         self.statuses[outcome_id] = status
 
 
@@ -74,7 +72,7 @@ class Caller:
         response = self._connection.getresponse()
         self.headers = {name.lower(): value for name, value in response.getheaders()}
         answer = json.loads(response.read())
-        if response.status == 200:
+        if response.status in (200, 207):
             return answer
         self._log.refusals[f"{response.status} {answer['code']}"] += 1
         return None
@@ -88,7 +86,11 @@ class Caller:
     def report(self, outcome_ids: list[str]) -> None:
         answer = self.post("/v1/outcomes", [self._log.reported[one] for one in outcome_ids])
         for result in () if answer is None else answer["results"]:
-            self._log.kept(result["outcome_id"], result["status"])
+            if result["status"] == "refused":  # of a decision that was lost, say
+                self._log.refusals[f"outcome {result['code']}"] += 1
+                del self._log.reported[result["outcome_id"]]
+            else:
+                self._log.kept(result["outcome_id"], result["status"])
 
     def again(self) -> None:
         """Send again all that was not acknowledged: each must be kept once."""

@@ -18,6 +18,7 @@ from nextbest.serve.openapi import EXAMPLES
 from nextbest.serve.parsing import parse, parse_events, parse_outcomes
 from nextbest.serve.problems import CODES, MEDIA_TYPE
 from nextbest.serve.runtime import open_store
+from nextbest.serve.writer import WriterFullError
 
 Serve = Callable[..., TestClient]
 ASK = {"customer_id": "c01", "channel": "mail"}
@@ -199,6 +200,10 @@ def test_a_code_can_be_met(client: TestClient, code: str) -> None:
     assert MEET[code](client).json()["code"] == code
 
 
+def full(*_: object) -> None:
+    raise WriterFullError("1 write waits already")
+
+
 def test_the_other_codes_can_be_met_too(
     project: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +228,13 @@ def test_the_other_codes_can_be_met_too(
     blocker.execute("BEGIN IMMEDIATE")
     met["store-unavailable"] = decide(client)
     blocker.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nextbest.serve.writer.GroupWriter.submit", full)
+        met["overloaded"] = decide(client)
+    with monkeypatch.context() as patch:
+        patch.setenv("NEXTBEST_DEADLINE", "1e-9")
+        met["deadline-exceeded"] = decide(serve(project))
 
     with monkeypatch.context() as patch:
         patch.setattr("nextbest.serve.decisions.new_decision_id", lambda: 1 / 0)

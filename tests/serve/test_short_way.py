@@ -205,8 +205,8 @@ def ways(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 
 content_types = st.sampled_from(
     ["application/json"] * 6
-    + ["application/json; charset=utf-8", "APPLICATION/JSON", "application/problem+json", "text/plain",
-       "application/x-www-form-urlencoded", "", "json"]
+    + ["application/json; charset=utf-8", "APPLICATION/JSON", "application/problem+json",
+       "text/plain", "application/x-www-form-urlencoded", "", "json"]
 )  # fmt: skip
 methods = st.sampled_from(
     ["POST"] * 8 + ["GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "post"]

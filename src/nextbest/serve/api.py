@@ -28,11 +28,13 @@ from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
 from nextbest.serve import person, tracing
 from nextbest.serve.access import Access, LoopbackOnly
+from nextbest.serve.admission import Admission, Room, check_time
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
 from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
+from nextbest.serve.options import options_of
 from nextbest.serve.parsing import is_id, parse, parse_decision, parse_events, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
@@ -95,9 +97,13 @@ def create_app(
     clock : returns the current time (aware UTC); the policy may fix the moment of decisions.
     workers : how many processes run this app side by side, and share the limits of keys.
     short_way : answer ``POST /v1/decisions`` before FastAPI sees it: the same, only sooner.
+
+    Raises
+    ------
+    ConfigError : an environment variable that cannot be used (`nextbest.serve.options`).
     """
-    metrics = Metrics()
-    runtime = Runtime(project_dir, metrics, clock)
+    metrics, room = Metrics(), Room(options_of())
+    runtime = Runtime(project_dir, metrics, clock, queued=room.options.queued)
     door = Access(runtime.store, insecure=insecure, workers=workers)
     sweeps = person.Sweeps()
     decider = Decider(runtime, metrics)
@@ -126,8 +132,9 @@ def create_app(
     if short_way:
         route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
         # What goes past the other middleware needs the same around it.
-        short: ASGIApp = ShortWay(decider, door, route)
+        short: ASGIApp = Admission(ShortWay(decider, door, route), room)
         app.short_way = Observed(LoopbackOnly(short) if insecure else short, metrics)
+    app.add_middleware(Admission, room=room)
     if insecure:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(Observed, metrics=metrics)
@@ -314,6 +321,7 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _S
         Of a list each outcome is kept or refused by itself: 200 where all were kept, 207 where
         some were, and a problem where none was.
         """
+        check_time()
         reports, many = parse_outcomes(raw)
         state = runtime.state()
         now = max(runtime.clock(), state.moment(runtime.clock))
@@ -342,6 +350,7 @@ def _event_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Sco
         Live features of the customer's next decision count it. Of a list each event is kept or
         refused by itself: 200 where all were kept, 207 where some were, a problem where none was.
         """
+        check_time()
         reports, many = parse_events(raw)
         state = runtime.state()
         now = max(runtime.clock(), state.moment(runtime.clock))

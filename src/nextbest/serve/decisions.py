@@ -22,6 +22,7 @@ from nextbest.decide.engine import Decisions, Ration, decide
 from nextbest.decide.frame import Contexts, Situation, utc
 from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve import tracing
+from nextbest.serve.admission import check_time, deadline, is_late, too_late
 from nextbest.serve.audience import Past, past_of
 from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.line import Line, Served, Turns, Waiting
@@ -157,6 +158,7 @@ class Asked:
     question : as it came; of many customers the same for each.
     key : its idempotency key.
     request, request_hash : what is kept of the question.
+    until : its deadline (`nextbest.serve.admission`).
     trace : the caller's, as the question came; None where nobody traces.
     """
 
@@ -165,6 +167,7 @@ class Asked:
     key: str | None
     request: Mapping[str, Any]
     request_hash: str
+    until: float | None = None
     trace: Any = field(default_factory=tracing.here, compare=False)
 
 
@@ -201,8 +204,14 @@ class Decider:
         """Do the same as `one` on an event loop, together with others who ask at the same time."""
         if question.explain:  # takes long: nobody else should wait for it
             return await asyncio.to_thread(self.one, question)
+        request, request_hash = _request_of(question)
         asked = Asked(
-            question, question.customer_id, question.idempotency_key, *_request_of(question)
+            question,
+            question.customer_id,
+            question.idempotency_key,
+            request,
+            request_hash,
+            deadline(),
         )
         kind = (question.channel, question.placement, question.limit)
         answer: dict[str, Any] = await self._line.ask(asked, asked.customer_id, kind)
@@ -237,6 +246,7 @@ class Decider:
         # do not: whoever finds at the end that one of them was faster decides again.
         with self.one_at_a_time(customer_ids):
             for _ in range(ATTEMPTS):
+                check_time()
                 with suppress(HistoryChangedError):
                     return self._decide_once(question, asked)
         raise _never_alone()
@@ -252,7 +262,7 @@ class Decider:
         situation = situation_of(state, question, state.moment(self._runtime.clock))
         made = self._make(state, store, asked, situation, past)
         with self._metrics.stage("store", _traces(asked)):
-            kept = store.record_decisions(made.records, made.seen)
+            kept = store.record_decisions(made.records, made.seen, deadline())
         if any(_is_other(one, record) for one, record in zip(kept, made.records, strict=True)):
             return self._repeated(question, asked, kept)  # another server was first
         self._count(made.records)
@@ -306,6 +316,8 @@ class Decider:
         for waiting in group:
             asked = waiting.asked
             try:
+                if is_late(asked.until):
+                    raise too_late()
                 if waiting.attempts >= ATTEMPTS:
                     raise _never_alone()
                 if asked.key in earlier:
@@ -321,7 +333,8 @@ class Decider:
             return Served(told)
         made = self._make(state, store, [w.asked for w in new], situation, past)
         started = time.perf_counter()
-        kept = store.submit_decisions(made.records, made.seen)
+        limits = [waiting.asked.until for waiting in new if waiting.asked.until is not None]
+        kept = store.submit_decisions(made.records, made.seen, max(limits, default=None))
         return Served(told, kept, partial(self._finish, new, made.records, started))
 
     def _finish(

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nextbest.errors import StoreError
 from nextbest.serve import tracing
 from nextbest.serve.problems import MEDIA_TYPE, Problem
+from nextbest.serve.store import TooLateError, TooManyError
 from nextbest.serve.telemetry import Metrics, log
 
 __all__ = [
@@ -87,6 +88,10 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
 
 def store_problem(error: StoreError) -> Problem:
     """Return what a caller is told of a store that cannot be used, and log the rest."""
+    if isinstance(error, TooLateError):
+        return Problem("deadline-exceeded", "The store did not come to it in time.")
+    if isinstance(error, TooManyError):
+        return Problem("overloaded", "More waits to be recorded than the store can take.")
     log("store unavailable", level=logging.ERROR, error=str(error))
     # The caller needs no paths of ours.
     return Problem("store-unavailable", "The store of decisions cannot be read or written now.")

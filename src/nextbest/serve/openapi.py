@@ -263,7 +263,8 @@ def answers(
         responses[status] = {"model": model, "content": good, "description": "See each result."}
     every = [*codes, "internal-error"]
     if path.startswith("/v1/"):
-        every += ["unauthenticated", "forbidden", "rate-limited", "store-unavailable"]
+        every += ["unauthenticated", "forbidden", "rate-limited"]
+        every += ["overloaded", "deadline-exceeded", "store-unavailable"]
     for status in sorted({status for code in every for status in CODES[code].statuses}):
         found = [code for code in every if status in CODES[code].statuses]
         examples = {

@@ -114,6 +114,16 @@ CODES: Mapping[str, Code] = {
         "The server cannot decide yet",
         "`GET /readyz` says which part is missing; try again later.",
     ),
+    "overloaded": Code(
+        (503,),
+        "More requests than the server can take",
+        "Nothing was recorded. Try again after `Retry-After` seconds, less often.",
+    ),
+    "deadline-exceeded": Code(
+        (503,),
+        "The server did not come to it in time",
+        "Nothing was recorded. Try again after `Retry-After` seconds.",
+    ),
     "store-unavailable": Code(
         (503,),
         "The store cannot be used now",

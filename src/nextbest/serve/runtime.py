@@ -62,15 +62,20 @@ def serving_dir(project_dir: Path) -> Path:
     return project_dir / ".nextbest" / "serving"
 
 
-def open_store(project_dir: Path) -> Store:
+def open_store(project_dir: Path, *, queued: bool = False) -> Store:
     """Open the project's store: the URL in ``NEXTBEST_STORE``, else its own SQLite file.
+
+    Parameters
+    ----------
+    queued : decisions are answered before they are on disk (`Store`).
 
     Raises
     ------
     StoreError: it cannot be opened.
     """
     url = os.environ.get("NEXTBEST_STORE")
-    return Store(url) if url else Store.at(project_dir / SQLITE)
+    own = project_dir / SQLITE
+    return Store(url, queued=queued) if url else Store.at(own, queued=queued)
 
 
 @dataclass(frozen=True)
@@ -279,10 +284,13 @@ def _require_fair_models(bundle: Bundle, policy: Policy) -> None:
 class Runtime:
     """The state and the store of one running server; safe to share between threads."""
 
-    def __init__(self, project_dir: Path, metrics: Metrics, clock: Clock | None) -> None:
+    def __init__(
+        self, project_dir: Path, metrics: Metrics, clock: Clock | None, *, queued: bool = False
+    ) -> None:
         self.project_dir = project_dir
         self.clock: Clock = clock or (lambda: datetime.now(UTC))
         self._metrics = metrics
+        self._queued = queued
         self._state: State | None = None
         self._store: Store | None = None
         self._seen: object = None
@@ -331,7 +339,7 @@ class Runtime:
         """
         with self._lock:
             if self._store is None:
-                self._store = open_store(self.project_dir)
+                self._store = open_store(self.project_dir, queued=self._queued)
             return self._store
 
     def heed_erasures(self) -> None:
@@ -467,6 +475,7 @@ class Runtime:
                     self._metrics.model_age.labels(name).set(old.total_seconds())
         if self._store is not None:
             self._metrics.waiting.set(self._store.waiting)
+            self._metrics.decisions_lost.set(self._store.lost)
 
     def compare(self) -> None:
         """Bring the metrics up to date that hold the model's word against what came true."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from nextbest.errors import NextbestError, UsageError
 from nextbest.serve.access import is_loopback
 from nextbest.serve.cores import cores
+from nextbest.serve.options import options_of
 from nextbest.serve.runtime import load_approved, load_last_good, open_store
 from nextbest.serve.telemetry import SHARED, configure_logging, log
 
@@ -97,7 +98,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
     UsageError: insecure beyond the loopback interface, no API key to come in with, or a folder for
         compiled code in which others can write.
     NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
-        before; or the store is broken.
+        before; or the store is broken, or a setting is wrong.
     """
     if workers < 1:
         raise UsageError(
@@ -111,6 +112,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
+    options_of()
     require_private_cache()
     _require_something_to_serve(project_dir)
     store = open_store(project_dir)

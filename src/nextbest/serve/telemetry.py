@@ -140,6 +140,12 @@ class Metrics:
             "How many of the settled contacts were answered within their window.",
             ("offer",),
         )
+        self.decisions_lost = self._gauge(
+            "nextbest_decisions_lost",
+            "Decisions that were answered and then not kept; 0 unless durability is queued.",
+            (),
+            "sum",
+        )
         self.reload_failures = Counter(
             "nextbest_reload_failures",
             "New bundles, catalogues or policies refused; the last good ones stayed.",

@@ -152,7 +152,8 @@ class GroupWriter(Generic[C]):
             if not job.done.set_running_or_notify_cancel():
                 continue
             if job.until is not None and job.until < now:
-                job.done.set_exception(WriterLateError("its time was up before its turn came"))
+                late = WriterLateError("its time was up before its turn came")
+                job.done.set_exception(self._ways.told(late))
                 continue
             left.append(job)
         return left

@@ -9,7 +9,7 @@ Each concern has a module of functions over a connection; `Store` is the door to
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -48,19 +48,17 @@ from nextbest.serve.store import (
     tallies,
 )
 from nextbest.serve.store.database import Database
+from nextbest.serve.store.faults import HistoryChangedError, TooLateError, TooManyError
+from nextbest.serve.store.pending import Pending
 from nextbest.serve.store.tables import SCHEMA, SCHEMA_VERSION
 from nextbest.serve.telemetry import log
 from nextbest.serve.writer import GroupWriter, Refused, WriterClosedError, WriterFullError
 
-__all__ = ["HistoryChangedError", "Store"]
+__all__ = ["HistoryChangedError", "Store", "TooLateError", "TooManyError"]
 
 BUSY_TIMEOUT_MS = 5_000
 
 T = TypeVar("T")
-
-
-class HistoryChangedError(Exception):
-    """Somebody recorded something about a customer after we had read what was known."""
 
 
 class Store:
@@ -70,6 +68,10 @@ class Store:
     ----------
     url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db`` or
         ``postgresql://nextbest@db/decisions``. A store of an earlier version is upgraded.
+    queued: decisions are answered when they are queued to be written, before they are on disk. A
+        process that dies loses what waits. Within one process caps and idempotency keys hold as
+        ever: who reads about a customer waits for what is being written. Two processes that decide
+        for one customer in the same moment do not see each other.
 
     Raises
     ------
@@ -77,7 +79,7 @@ class Store:
         than five seconds, or was made by another version of nextbest.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, queued: bool = False) -> None:
         self._database = Database(url, BUSY_TIMEOUT_MS)
         self._engine = self._database.engine
         try:
@@ -93,12 +95,24 @@ class Store:
         if upgraded is not None:
             log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
         self._writer = GroupWriter(self._database.transaction, self._database.ways())
+        self._pending = Pending()
+        self._queued = queued
 
     @classmethod
-    def at(cls, path: Path) -> Store:
+    def at(cls, path: Path, *, queued: bool = False) -> Store:
         """Open (or make) the SQLite store in the file ``path``."""
         url = sa.URL.create("sqlite", database=str(path.absolute()))
-        return cls(url.render_as_string(hide_password=False))
+        return cls(url.render_as_string(hide_password=False), queued=queued)
+
+    @property
+    def waiting(self) -> int:
+        """About how many writes wait for their turn at the disk."""
+        return self._writer.waiting
+
+    @property
+    def lost(self) -> int:
+        """How many decisions were answered and then not kept; 0 where nothing is queued."""
+        return self._pending.lost
 
     @property
     def is_file(self) -> bool:
@@ -108,7 +122,10 @@ class Store:
     # --- decisions ---------------------------------------------------------------------------
 
     def record_decisions(
-        self, records: Sequence[DecisionRecord], seen: Mapping[str, int] | None = None
+        self,
+        records: Sequence[DecisionRecord],
+        seen: Mapping[str, int] | None = None,
+        until: float | None = None,
     ) -> list[StoredDecision]:
         """Keep decisions, all or none, and return what the store now holds for each.
 
@@ -120,61 +137,81 @@ class Store:
         ----------
         seen: number of rows (contacts and outcomes) that `history` gave for each customer. Where
             another process has added one since, nothing is kept; None does not look.
+        until: by `time.monotonic`; what has not begun to be written by then is not kept.
 
         Raises
         ------
         HistoryChangedError: decide again, with what is known now.
+        TooLateError: nothing was kept.
         """
-        return self.submit_decisions(records, seen).result()
+        return self.submit_decisions(records, seen, until).result()
 
     def submit_decisions(
-        self, records: Sequence[DecisionRecord], seen: Mapping[str, int] | None = None
+        self,
+        records: Sequence[DecisionRecord],
+        seen: Mapping[str, int] | None = None,
+        until: float | None = None,
     ) -> Future[list[StoredDecision]]:
         """Hand decisions in without waiting: the future holds what `record_decisions` returns.
 
         It resolves, on the writer's thread, when the decisions are on disk, or fails with the
-        error that `record_decisions` raises.
+        error that `record_decisions` raises. Where decisions are queued it is resolved already.
 
         Raises
         ------
-        StoreError: the store is closed, or too many writes wait.
+        TooManyError: too many writes wait.
+        StoreError: the store is closed.
         """
-        rows = [record.row() for record in records]
-
-        def keep(to: sa.Connection) -> list[StoredDecision] | Refused:
-            if seen is not None and decisions.rows_about(to, list(seen)) != Counter(seen):
-                return Refused(HistoryChangedError())
-            return decisions.keep(to, records, rows)
-
-        return self._submit(keep, decisions.names_of(records))
+        names = decisions.names_of(records)
+        keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
+        if not self._queued:
+            return self._submit(decisions.keeper(records, seen), names, until)
+        with self._pending.changing:
+            if not self._pending.takes(keys):
+                kept = self._submit(decisions.keeper(records, seen), names, until)
+                kept.add_done_callback(self._tell_waited)
+                return kept
+            # It is answered: it was made, whatever other processes have done meanwhile.
+            write = self._submit(decisions.keeper(records, None), names)
+            self._pending.add([*names, *(record.decision_id for record in records)], write)
+        write.add_done_callback(lambda ended: self._tell_queued(records, ended))
+        answered: Future[list[StoredDecision]] = Future()
+        answered.set_result([decisions.as_stored(record) for record in records])
+        return answered
 
     def decision(self, decision_id: str) -> StoredDecision | None:
         """Return one stored decision, or None."""
+        self._pending.wait([decision_id])
         with self._database.read() as connection:
             return decisions.find(connection, decision_id)
 
     def decisions_by_keys(self, keys: Sequence[str]) -> dict[str, StoredDecision]:
         """Return the decisions made under these idempotency keys, by key."""
+        self._pending.wait(keys)
         with self._database.read() as connection:
             return decisions.by_keys(connection, keys)
 
     def request_hashes(self, decision_ids: Sequence[str]) -> dict[str, str]:
         """Return, for each decision that is kept, the hash of the question that it answers."""
+        self._pending.wait(decision_ids)
         with self._database.read() as connection:
             return decisions.request_hashes(connection, decision_ids)
 
     def chosen(self, decision_ids: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Return, for each known decision, its customer and the offers it chose by rank."""
+        self._pending.wait(decision_ids)
         with self._database.read() as connection:
             return decisions.chosen(connection, decision_ids)
 
     def decided_at(self, decision_ids: Sequence[str]) -> dict[str, datetime]:
         """Return, for each known decision, when it was made (aware UTC)."""
+        self._pending.wait(decision_ids)
         with self._database.read() as connection:
             return decisions.decided_at(connection, decision_ids)
 
     def history(self, customer_ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
         """Return past contacts and outcomes of these customers (None: of all), oldest first."""
+        self._pending.wait(customer_ids)
         with self._database.read() as connection:
             return history.history(connection, customer_ids)
 
@@ -320,6 +357,7 @@ class Store:
 
     def person(self, customer_id: str) -> Person:
         """Return every row about a customer."""
+        self._pending.wait([customer_id])
         with self._database.read() as connection:
             return erasure.person(connection, customer_id)
 
@@ -357,11 +395,6 @@ class Store:
 
     # --- all of them -------------------------------------------------------------------------
 
-    @property
-    def waiting(self) -> int:
-        """How many writes of this process wait."""
-        return self._writer.waiting
-
     def ping(self) -> None:
         """Raise StoreError unless the store takes a write to disk right now."""
         self._write(schema.touch)
@@ -380,9 +413,35 @@ class Store:
         return self._submit(work, [audit.TRAIL, *names]).result()
 
     def _submit(
-        self, work: Callable[[sa.Connection], T | Refused], names: Sequence[str] = ()
+        self,
+        work: Callable[[sa.Connection], T | Refused],
+        names: Sequence[str] = (),
+        until: float | None = None,
     ) -> Future[T]:
         try:
-            return self._writer.submit(work, names)
-        except (WriterClosedError, WriterFullError) as error:
+            return self._writer.submit(work, names, until)
+        except WriterFullError as error:
+            raise TooManyError(self._database.where, str(error), action="Try again") from error
+        except WriterClosedError as error:
             raise self._database.fault("cannot be written", error) from error
+
+    def _tell_waited(self, ended: Future[list[StoredDecision]]) -> None:
+        if ended.exception() is None:
+            self._pending.ended(lost=0, sound=True)
+
+    def _tell_queued(
+        self, records: Sequence[DecisionRecord], ended: Future[list[StoredDecision]]
+    ) -> None:
+        """Say what became of decisions that were answered before."""
+        error = ended.exception()
+        if error is None:
+            pairs = zip(records, ended.result(), strict=True)
+            lost = [
+                mine.decision_id for mine, kept in pairs if mine.decision_id != kept.decision_id
+            ]
+        else:
+            lost = [record.decision_id for record in records]
+        self._pending.ended(lost=len(lost), sound=error is None)
+        if lost:
+            why = "another process had used the idempotency key" if error is None else str(error)
+            log("decisions lost", level=logging.ERROR, decision_ids=lost, error=why)

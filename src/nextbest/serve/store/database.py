@@ -14,8 +14,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from nextbest.errors import StoreError
+from nextbest.serve.store.faults import TooLateError
 from nextbest.serve.store.rows import BACKENDS
-from nextbest.serve.writer import Ways
+from nextbest.serve.writer import Ways, WriterLateError
 
 __all__ = ["Database"]
 
@@ -31,6 +32,8 @@ POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 40, "hide_parameters": T
 FAULTS = (SQLAlchemyError, sqlite3.Error)
 
 
+# Primary result codes; the rest of a code says more about it.
+_OF_THE_DISK = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 # Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
 # for (6,400 by default), however many customers one transaction is about.
 _LOCK_SPACE = 0x6E6278
@@ -69,7 +72,8 @@ class Database:
                 "the database URL cannot be used",
                 expected="an SQLite or PostgreSQL URL whose driver is installed",
                 got=str(error).split("\n")[0],
-                action="Unset NEXTBEST_STORE to use the project's own SQLite file",
+                action="For PostgreSQL, `pip install 'nextbest[postgres]'`; "
+                "unset NEXTBEST_STORE to use the project's own SQLite file",
             ) from error
 
     @contextmanager
@@ -129,6 +133,8 @@ class Database:
         return Ways(lock=self.lock, told=self._told, shared=_is_everybodys)
 
     def _told(self, error: Exception) -> Exception:
+        if isinstance(error, WriterLateError):
+            return TooLateError(self.where, str(error), action="Try again")
         return self.fault("cannot be written", error) if isinstance(error, FAULTS) else error
 
     def fault(self, problem: str, error: BaseException) -> StoreError:
@@ -166,6 +172,17 @@ class Database:
             # A writer takes the lock at once: upgrading a read in mid-transaction can only fail.
             write = connection.get_execution_options().get("nextbest_write", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        @event.listens_for(engine, "handle_error")
+        def _let_go(context: sa.ExceptionContext) -> None:
+            code = getattr(context.original_exception, "sqlite_errorcode", 0)
+            if code & 0xFF in _OF_THE_DISK:
+                # What was opened on a read-only disk stays read-only when the disk is not, also
+                # for connections to come, as long as one of a process is left.
+                context.is_disconnect = True
+                if context.execution_context is not None:  # would keep the connection open
+                    context.execution_context.cursor.close()
+                engine.dispose()
 
         return engine
 

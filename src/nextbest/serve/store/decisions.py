@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.store.faults import HistoryChangedError
 from nextbest.serve.store.rows import WANTED, insert_new, rows_in, rows_of
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
+from nextbest.serve.writer import Refused
 
 __all__ = [
+    "as_stored",
     "by_keys",
     "chosen",
     "decided_at",
     "find",
     "keep",
+    "keeper",
     "names_of",
     "request_hashes",
     "rows_about",
@@ -41,6 +45,27 @@ _ROWS_ABOUT = [
 ]
 
 
+def as_stored(record: DecisionRecord) -> StoredDecision:
+    """Return a decision as the store holds it once it is kept."""
+    return StoredDecision(
+        record.decision_id, record.customer_id, record.request_hash, record.record
+    )
+
+
+def keeper(
+    records: Sequence[DecisionRecord], seen: Mapping[str, int] | None
+) -> Callable[[sa.Connection], list[StoredDecision] | Refused]:
+    """Return work for a writer: keep these decisions, unless more is known than was ``seen``."""
+    rows = [record.row() for record in records]
+
+    def work(connection: sa.Connection) -> list[StoredDecision] | Refused:
+        if seen is not None and rows_about(connection, list(seen)) != Counter(seen):
+            return Refused(HistoryChangedError())
+        return keep(connection, records, rows)
+
+    return work
+
+
 def keep(
     connection: sa.Connection, records: Sequence[DecisionRecord], rows: Sequence[dict[str, Any]]
 ) -> list[StoredDecision]:
@@ -51,13 +76,7 @@ def keep(
     # Read back who holds each key: another request, or another server, may have been first.
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
     holders = by_keys(connection, keys) if keys else {}
-    kept = [
-        holders.get(record.idempotency_key or "")
-        or StoredDecision(
-            record.decision_id, record.customer_id, record.request_hash, record.record
-        )
-        for record in records
-    ]
+    kept = [holders.get(record.idempotency_key or "") or as_stored(record) for record in records]
     contacts = [
         row
         for record, holder in zip(records, kept, strict=True)
