@@ -166,11 +166,11 @@ BUILT_IN: Final[tuple[Kpi, ...]] = (
     Kpi("response_rate", "Response rate",
         "share of contacts answered in time, of those whose time is over",
         "share", "leading", "higher", _number("answered"), _number("closed"), _needs_answers,
-        over_time="mean", who="was contacted in time for an answer"),
+        over_time="mean", who="contacted in time for an answer"),
     Kpi("click_through_rate", "Click-through",
         "clicks per contact",
         "share", "leading", "higher", _clicks, _number("contacts"), _needs_clicks,
-        over_time="mean", who="was contacted"),
+        over_time="mean", who="contacted"),
     Kpi("engagement_score", "Engagement score",
         "weighted opens, visits, clicks and cart adds per known customer",
         "count", "leading", "higher", _number("points"), _one, _needs_events, over_time="sum"),
@@ -178,11 +178,11 @@ BUILT_IN: Final[tuple[Kpi, ...]] = (
         "margin of responses less incentives and contacts, per unit of these costs; not what the "
         "campaigns caused",
         "ratio", "lagging", "higher", _number("campaign_profit"), _number("campaign_cost"),
-        _needs_profit, over_time="mean", who="was contacted in time for an answer"),
+        _needs_profit, over_time="mean", who="contacted in time for an answer"),
     Kpi("cost_per_acquisition", "Cost per acquisition",
         "cost of contacts to people who had never bought, per one of them who then bought in time",
         "currency", "lagging", "lower", _number("prospect_cost"), _number("acquired"),
-        _needs_cost, over_time="mean", who="was contacted before ever buying"),
+        _needs_cost, over_time="mean", who="contacted before ever buying"),
 )  # fmt: skip
 
 

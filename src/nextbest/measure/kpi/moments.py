@@ -139,8 +139,8 @@ def _half(around: float, n: int, x: float, alpha: float) -> float:
 
 
 def _few(n: int, who: str, when: str = "") -> str:
-    people = f"{n} customer{'' if n == 1 else 's'}" if n else "no customer"
-    return f"only {people} {who}{when}; {FEWEST} are needed".replace("  ", " ").replace(" ;", ";")
+    people = "no customer" if n == 0 else "only 1 customer" if n == 1 else f"only {n} customers"
+    return f"{' '.join(w for w in (people, who, when) if w)}; {FEWEST} are needed"
 
 
 def change(
@@ -190,11 +190,11 @@ def change(
 
 
 def _cannot(m: Moments, who: str) -> str:
-    for n, x, when in ((m.n, m.x, " in the period"), (m.n_before, m.u, " in the baseline")):
+    for n, x, when in ((m.n, m.x, "in the period"), (m.n_before, m.u, "in the baseline")):
         if n < FEWEST:
             return _few(n, who, when)
         if x <= 0:
-            return f"the denominator adds up to {x:g}{when}; it must be above 0"
+            return f"the denominator adds up to {x:g} {when}; it must be above 0"
     did = m.active + m.active_before
     if m.binary:
         did = min(did, m.n + m.n_before - did)
