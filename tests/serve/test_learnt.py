@@ -23,6 +23,7 @@ from nextbest.serve.recording import record_of
 from nextbest.serve.records import DecisionRecord, Outcome, Stake, Tally
 from nextbest.serve.runtime import State, load_state, open_store
 from nextbest.serve.store import Store
+from nextbest.serve.store.tallies import tallies_query
 
 START = datetime(2020, 3, 2, 9, tzinfo=UTC)
 ANSWERS = ("response", "conversion")
@@ -178,12 +179,10 @@ def test_counting_reads_an_index_and_no_row_of_the_contact_log(
     store: Store, tmp_path: Path
 ) -> None:
     """What keeps the count quick with a million contacts; benchmarks/tallies.py times it."""
-    from nextbest.serve import store as module
-
     plan = []
     with sqlite3.connect(tmp_path / "store.db") as connection:
         for batch in (None, "ours"):
-            query = module._tallies(ANSWERS, START.replace(tzinfo=None), batch)
+            query = tallies_query(ANSWERS, START.replace(tzinfo=None), batch)
             text = str(query.compile(store._engine, compile_kwargs={"literal_binds": True}))
             plan += [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + text)]
     scans = [step for step in plan if step.startswith("SCAN contacts")]

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-__all__ = ["GroupWriter", "WriterClosedError", "WriterFullError"]
+__all__ = ["GroupWriter", "Refused", "WriterClosedError", "WriterFullError"]
 
 GROUP_LIMIT = 256
 QUEUE_LIMIT = 4_096
@@ -26,6 +27,17 @@ class WriterFullError(Exception):
     """More work waits than the disk can take; refusing now is better than collapsing later."""
 
 
+@dataclass(frozen=True)
+class Refused:
+    """What work returns that changed nothing: its future fails with ``error``, nobody else's."""
+
+    error: Exception
+
+
+def _as_it_is(error: Exception) -> Exception:
+    return error
+
+
 class GroupWriter(Generic[C]):
     """Runs pieces of work in shared transactions, in the order in which they were handed in.
 
@@ -33,10 +45,16 @@ class GroupWriter(Generic[C]):
     ----------
     transaction: opens a transaction that commits durably on leaving and rolls back on an error.
         Work may run twice when a neighbour in its group fails, so it must change nothing else.
+    told: turns what a transaction raised into what the future fails with.
     """
 
-    def __init__(self, transaction: Callable[[], AbstractContextManager[C]]) -> None:
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[C]],
+        told: Callable[[Exception], Exception] = _as_it_is,
+    ) -> None:
         self._transaction = transaction
+        self._told = told
         self._jobs: queue.Queue[tuple[Callable[[C], Any], Future[Any]] | None]
         self._jobs = queue.Queue(QUEUE_LIMIT)
         self._gate = threading.Lock()
@@ -44,7 +62,7 @@ class GroupWriter(Generic[C]):
         self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[C], T]) -> Future[T]:
+    def submit(self, work: Callable[[C], T | Refused]) -> Future[T]:
         """Queue ``work``; the future resolves when its transaction is on disk."""
         done: Future[T] = Future()
         with self._gate:
@@ -82,11 +100,14 @@ class GroupWriter(Generic[C]):
                 results = [work(connection) for work, _ in jobs]
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0][1].set_exception(error)
+                jobs[0][1].set_exception(self._told(error))
                 return
             # One job's fault must not refuse the others: each goes alone.
             for job in jobs:
                 self._run([job])
             return
         for (_, done), result in zip(jobs, results, strict=True):
-            done.set_result(result)
+            if isinstance(result, Refused):
+                done.set_exception(result.error)
+            else:
+                done.set_result(result)

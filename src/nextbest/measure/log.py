@@ -1,0 +1,120 @@
+"""The decision log for measuring: decisions, and what came of each contact within its window.
+
+Whoever copies the log out of the store decides where it lies; here it is two tables of any size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import ibis
+from ibis import _
+
+from nextbest.errors import DataError
+
+__all__ = ["ANSWERS", "SALES", "DecisionLog", "answered"]
+
+#: Outcomes that answer an offer, and those that bring in money.
+ANSWERS: Final = ("response", "conversion")
+SALES: Final = ("conversion", "purchase", "return")
+_MEMORY: Final = "1GB"
+
+
+@dataclass(frozen=True)
+class DecisionLog:
+    """The logged decisions and the outcomes that were reported.
+
+    Attributes
+    ----------
+    decisions : one row for each offer that a decision made, and one with rank 0 where it made none
+        (`nextbest.serve.logged.write_log` says which columns).
+    outcomes : one row for each outcome.
+    """
+
+    decisions: ibis.Table
+    outcomes: ibis.Table
+
+    @classmethod
+    def open(cls, folder: Path, memory: str = _MEMORY) -> DecisionLog:
+        """Open the two Parquet files of a folder; what does not fit into memory goes to disk.
+
+        Raises
+        ------
+        DataError : a file is missing or cannot be read.
+        """
+        spill = folder / "spill"
+        backend = ibis.duckdb.connect(
+            memory_limit=memory, temp_directory=str(spill), preserve_insertion_order=False
+        )
+        tables = []
+        for name in ("decisions", "outcomes"):
+            path = folder / f"{name}.parquet"
+            try:
+                tables.append(backend.read_parquet(path, table_name=name))
+            except Exception as error:  # DuckDB has many kinds; the user must know which file
+                reason = str(error).strip().partition("\n")[0]
+                raise DataError(str(path), "cannot be read", got=reason) from error
+        return cls(*tables)
+
+    @property
+    def until(self) -> datetime | None:
+        """The last moment that the log knows of (naive UTC); None where it is empty."""
+        ends = [self.decisions.decided_at.max(), self.outcomes.occurred_at.max()]
+        known = [end for end in (e.to_pyarrow().as_py() for e in ends) if end is not None]
+        return max(known, default=None)
+
+
+def answered(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
+    """Return every offer made, with what came of it within its window.
+
+    An outcome counts for the decision that it names, or else for the customer's last contact with
+    that offer before it.
+
+    Parameters
+    ----------
+    default_days : window of offers that have none of their own; None leaves them out of every
+        count (``answered`` is null).
+
+    Returns
+    -------
+    The rows of ``log.decisions`` with a rank above 0, and ``window_ends_at`` filled in,
+    ``answered`` and ``sold`` (booleans), ``sales`` (sum of the values reported).
+    """
+    made = log.decisions.filter(_.rank > 0)
+    if default_days is not None:
+        own = made.decided_at + ibis.interval(microseconds=round(default_days * 86_400e6))
+        made = made.mutate(window_ends_at=ibis.coalesce(made.window_ends_at, own))
+    told = log.outcomes.filter(_.outcome_type.isin([*ANSWERS, *SALES]) & _.offer_id.notnull())
+    named = told.filter(_.decision_id.notnull()).select(
+        "decision_id", "offer_id", "outcome_type", "occurred_at", "value"
+    )
+    others = told.filter(_.decision_id.isnull())
+    places = made.select("customer_id", "offer_id", "decided_at", made_in=_.decision_id)
+    found = others.asof_join(
+        places, others.occurred_at >= places.decided_at, ["customer_id", "offer_id"]
+    )
+    found = found.filter(_.made_in.notnull()).select(
+        "offer_id", "outcome_type", "occurred_at", "value", decision_id=_.made_in
+    )
+    seen = named.union(found.select(named.columns))
+    windows = made.select("decision_id", "offer_id", "decided_at", "window_ends_at")
+    seen = seen.join(windows, ["decision_id", "offer_id"])
+    seen = seen.filter((_.occurred_at <= _.window_ends_at) & (_.occurred_at >= _.decided_at))
+    signed = ibis.cases((_.outcome_type == "return", -_.value.abs()), else_=_.value)
+    counted: dict[str, Any] = {
+        "answered": _.outcome_type.isin(ANSWERS).any(),
+        "sold": _.outcome_type.isin(["conversion", "purchase"]).any(),
+        "sales": (_.outcome_type.isin(SALES)).ifelse(signed.fill_null(0.0), 0.0).sum(),
+    }
+    sums = seen.group_by(["decision_id", "offer_id"]).aggregate(**counted)
+    both = made.left_join(sums, ["decision_id", "offer_id"])
+    both = both.drop("decision_id_right", "offer_id_right")
+    no_window = both.window_ends_at.isnull()
+    return both.mutate(
+        answered=no_window.ifelse(ibis.null("boolean"), both.answered.fill_null(False)),
+        sold=no_window.ifelse(ibis.null("boolean"), both.sold.fill_null(False)),
+        sales=no_window.ifelse(ibis.null("float64"), both.sales.fill_null(0.0)),
+    )

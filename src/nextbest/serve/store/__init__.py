@@ -1,0 +1,252 @@
+"""What was decided and what came of it, kept durably: the only package that speaks to a database.
+
+SQLite in WAL mode by default, PostgreSQL by URL. A write is durable when the call returns: the
+commit has reached the disk. Writes of one process share transactions (``writer.py``), because the
+disk's flush, not the insert, is what a decision waits for.
+
+Each concern has a module of functions over a connection; `Store` is the door to all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from nextbest.serve.records import (
+    ApiKey,
+    Contacts,
+    DecisionRecord,
+    LoggedDecision,
+    Outcome,
+    Outcomes,
+    OutcomeStatus,
+    StoredDecision,
+    Tally,
+)
+from nextbest.serve.store import decisions, history, keys, outcomes, parts, schema, tallies
+from nextbest.serve.store.database import Database
+from nextbest.serve.store.tables import SCHEMA
+from nextbest.serve.writer import GroupWriter, Refused, WriterClosedError, WriterFullError
+
+__all__ = ["HistoryChangedError", "Store"]
+
+BUSY_TIMEOUT_MS = 5_000
+
+T = TypeVar("T")
+
+
+class HistoryChangedError(Exception):
+    """Somebody recorded something about a customer after we had read what was known."""
+
+
+class Store:
+    """Decisions, outcomes and API keys behind one door; safe to share between threads.
+
+    Parameters
+    ----------
+    url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db``.
+
+    Raises
+    ------
+    StoreError: the database cannot be opened, written or read, is held by somebody else for more
+        than five seconds, or was made by another version of nextbest.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url, BUSY_TIMEOUT_MS)
+        self._engine = self._database.engine
+        try:
+            with (
+                self._database.told("cannot be opened"),
+                self._database.transaction() as connection,
+            ):
+                schema.prepare(connection, self._database.where)
+        except BaseException:
+            self._engine.dispose()
+            raise
+        self._writer = GroupWriter(self._database.transaction, self._database.write_fault)
+
+    @classmethod
+    def at(cls, path: Path) -> Store:
+        """Open (or make) the SQLite store in the file ``path``."""
+        url = sa.URL.create("sqlite", database=str(path.absolute()))
+        return cls(url.render_as_string(hide_password=False))
+
+    # --- decisions ---------------------------------------------------------------------------
+
+    def record_decisions(
+        self, records: Sequence[DecisionRecord], seen: Mapping[str, int] | None = None
+    ) -> list[StoredDecision]:
+        """Keep decisions, all or none, and return what the store now holds for each.
+
+        Where an idempotency key was already taken the earlier decision comes back instead: its
+        ``decision_id`` differs from the one offered and its ``request_hash`` tells whether the
+        question was the same.
+
+        Parameters
+        ----------
+        seen: number of rows (contacts and outcomes) that `history` gave for each customer. Where
+            another process has added one since, nothing is kept; None does not look.
+
+        Raises
+        ------
+        HistoryChangedError: decide again, with what is known now.
+        """
+        return self.submit_decisions(records, seen).result()
+
+    def submit_decisions(
+        self, records: Sequence[DecisionRecord], seen: Mapping[str, int] | None = None
+    ) -> Future[list[StoredDecision]]:
+        """Hand decisions in without waiting: the future holds what `record_decisions` returns.
+
+        It resolves, on the writer's thread, when the decisions are on disk, or fails with the
+        error that `record_decisions` raises.
+
+        Raises
+        ------
+        StoreError: the store is closed, or too many writes wait.
+        """
+        rows = [record.row() for record in records]
+
+        def keep(to: sa.Connection) -> list[StoredDecision] | Refused:
+            if seen is not None and decisions.rows_about(to, list(seen)) != Counter(seen):
+                return Refused(HistoryChangedError())
+            return decisions.keep(to, records, rows)
+
+        return self._submit(keep)
+
+    def decision(self, decision_id: str) -> StoredDecision | None:
+        """Return one stored decision, or None."""
+        with self._database.read() as connection:
+            return decisions.find(connection, decision_id)
+
+    def decisions_by_keys(self, keys: Sequence[str]) -> dict[str, StoredDecision]:
+        """Return the decisions made under these idempotency keys, by key."""
+        with self._database.read() as connection:
+            return decisions.by_keys(connection, keys)
+
+    def request_hashes(self, decision_ids: Sequence[str]) -> dict[str, str]:
+        """Return, for each decision that is kept, the hash of the question that it answers."""
+        with self._database.read() as connection:
+            return decisions.request_hashes(connection, decision_ids)
+
+    def chosen(self, decision_ids: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Return, for each known decision, its customer and the offers it chose by rank."""
+        with self._database.read() as connection:
+            return decisions.chosen(connection, decision_ids)
+
+    def history(self, customer_ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
+        """Return past contacts and outcomes of these customers (None: of all), oldest first."""
+        with self._database.read() as connection:
+            return history.history(connection, customer_ids)
+
+    def tallies(
+        self, answers: Sequence[str], at: datetime, *, without_batch: str | None = None
+    ) -> dict[str, Tally]:
+        """Return how each offer has done, over all customers.
+
+        Parameters
+        ----------
+        answers: outcome types that count as an answer. Each contact is answered once at most,
+            however often and however late it is reported. An outcome that names no decision answers
+            the customer's contacts with the offer before it; its money counts for the last of them.
+        at: contacts and outcomes after this moment do not count.
+        without_batch: neither do contacts of this batch.
+        """
+        with self._database.read() as connection:
+            return tallies.tallies(connection, answers, at, without_batch)
+
+    def contacts_by_offer(self, until: datetime) -> dict[str, int]:
+        """Return how often each offer was made up to a moment."""
+        with self._database.read() as connection:
+            return tallies.contacts_by_offer(connection, until)
+
+    # --- the log, part by part ---------------------------------------------------------------
+
+    def log_span(self) -> tuple[int, datetime | None, datetime | None]:
+        """Return how many decisions there are, and the first and last moment of the log."""
+        with self._database.read() as connection:
+            return parts.span(connection)
+
+    def decision_parts(
+        self, size: int, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[list[LoggedDecision]]:
+        """Yield all decisions from one moment to before another (naive UTC), so many at a time.
+
+        Each part is read by itself, so that a long reading holds nobody up. Decisions made while
+        it lasts may or may not be among them.
+        """
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                part = parts.decisions_after(connection, last, size, since, until)
+            if not part:
+                return
+            yield part
+            last = part[-1].decision_id
+
+    def outcome_parts(self, size: int) -> Iterator[list[Outcome]]:
+        """Yield all outcomes, so many at a time; see `decision_parts`."""
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                part = parts.outcomes_after(connection, last, size)
+            if not part:
+                return
+            yield part
+            last = part[-1].outcome_id
+
+    # --- outcomes ----------------------------------------------------------------------------
+
+    def record_outcomes(self, reports: Sequence[Outcome]) -> list[OutcomeStatus]:
+        """Keep outcomes once each and return the status of each, in order."""
+        return self._write(lambda to: outcomes.keep(to, reports))
+
+    def outcomes(
+        self, *, customer_id: str | None = None, decision_id: str | None = None
+    ) -> list[Outcome]:
+        """Return the outcomes of a customer or of a decision, oldest first."""
+        with self._database.read() as connection:
+            return outcomes.find(connection, customer_id, decision_id)
+
+    # --- API keys ----------------------------------------------------------------------------
+
+    def add_key(self, key: ApiKey) -> None:
+        """Keep a new API key."""
+        self._write(lambda to: keys.add(to, key))
+
+    def api_keys(self, key_id: str | None = None) -> list[ApiKey]:
+        """Return every API key (or the one of this id), oldest first, revoked ones included."""
+        with self._database.read() as connection:
+            return keys.find(connection, key_id)
+
+    def revoke_key(self, key_id: str) -> bool:
+        """Revoke a key; False when no key of that id was still valid."""
+        return self._write(lambda to: keys.revoke(to, key_id))
+
+    # --- all of them -------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Raise StoreError unless the store takes a write lock and answers right now."""
+        self._write(lambda to: to.execute(sa.select(SCHEMA.c.version)).scalar())
+
+    def close(self) -> None:
+        """Finish the writes that wait, then let go of the database."""
+        self._writer.close()
+        self._engine.dispose()
+
+    def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` in the writer's next transaction and return when it is on disk."""
+        return self._submit(work).result()
+
+    def _submit(self, work: Callable[[sa.Connection], T | Refused]) -> Future[T]:
+        try:
+            return self._writer.submit(work)
+        except (WriterClosedError, WriterFullError) as error:
+            raise self._database.fault("cannot be written", error) from error

@@ -1,0 +1,100 @@
+"""Decisions and the contacts that they made: kept all or none, once for each idempotency key."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.store.rows import insert_new, rows_in
+from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
+
+__all__ = ["by_keys", "chosen", "find", "keep", "request_hashes", "rows_about"]
+
+
+def keep(
+    connection: sa.Connection, records: Sequence[DecisionRecord], rows: Sequence[dict[str, Any]]
+) -> list[StoredDecision]:
+    """Insert decisions, given also as rows, and return what the store now holds for each."""
+    if not records:
+        return []
+    connection.execute(insert_new(connection, DECISIONS), rows)
+    # Read back who holds each key: another request, or another server, may have been first.
+    keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
+    holders = by_keys(connection, keys) if keys else {}
+    kept = [
+        holders.get(record.idempotency_key or "")
+        or StoredDecision(
+            record.decision_id, record.customer_id, record.request_hash, record.record
+        )
+        for record in records
+    ]
+    contacts = [
+        row
+        for record, holder in zip(records, kept, strict=True)
+        if holder.decision_id == record.decision_id
+        for row in record.contact_rows()
+    ]
+    if contacts:
+        connection.execute(insert_new(connection, CONTACTS), contacts)
+    return kept
+
+
+def find(connection: sa.Connection, decision_id: str) -> StoredDecision | None:
+    """Return one stored decision, or None."""
+    query = sa.select(DECISIONS).where(DECISIONS.c.decision_id == decision_id)
+    row = connection.execute(query).first()
+    return None if row is None else _stored(row)
+
+
+def by_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
+    """Return the decisions made under these idempotency keys, by key."""
+    found = rows_in(connection, sa.select(DECISIONS), DECISIONS.c.idempotency_key, keys)
+    return {row.idempotency_key: _stored(row) for row in found}
+
+
+def request_hashes(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, str]:
+    """Return, for each decision that is kept, the hash of the question that it answers."""
+    query = sa.select(DECISIONS.c.decision_id, DECISIONS.c.request_hash)
+    found = rows_in(connection, query, DECISIONS.c.decision_id, decision_ids)
+    return {row.decision_id: row.request_hash for row in found}
+
+
+def chosen(
+    connection: sa.Connection, decision_ids: Sequence[str]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return, for each known decision, its customer and the offers it chose by rank."""
+    owners = sa.select(DECISIONS.c.decision_id, DECISIONS.c.customer_id)
+    found: dict[str, tuple[str, list[str]]] = {
+        row.decision_id: (row.customer_id, [])
+        for row in rows_in(connection, owners, DECISIONS.c.decision_id, decision_ids)
+    }
+    offers = sa.select(CONTACTS.c.decision_id, CONTACTS.c.offer_id)
+    offers = offers.order_by(CONTACTS.c.decision_id, CONTACTS.c.rank)
+    for row in rows_in(connection, offers, CONTACTS.c.decision_id, list(found)):
+        found[row.decision_id][1].append(row.offer_id)
+    return {key: (customer, tuple(ranked)) for key, (customer, ranked) in found.items()}
+
+
+def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counter[str]:
+    """Return how many contacts and outcomes there are of each customer.
+
+    Inside a write transaction this stays true until it commits: SQLite has one writer at a time.
+    """
+    rows: Counter[str] = Counter()
+    for table in (CONTACTS, OUTCOMES):
+        column = table.c.customer_id
+        query = sa.select(column, sa.func.count().label("n")).group_by(column)
+        for row in rows_in(connection, query, column, customer_ids):
+            rows[row.customer_id] += row.n
+    return rows
+
+
+def _stored(row: Any) -> StoredDecision:
+    return StoredDecision(
+        row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
+    )

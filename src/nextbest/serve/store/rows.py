@@ -1,0 +1,59 @@
+"""Small things that every table needs: rows by key, inserts that leave alone what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from nextbest.serve.records import naive_utc
+
+__all__ = ["BACKENDS", "aware", "columns", "insert_new", "now", "rows_in"]
+
+# SQLite allows 32,766 bound values in one statement; other databases fewer than 65,536.
+IN_LIMIT = 10_000
+
+_INSERTS: Mapping[str, Callable[[sa.Table], Any]] = {
+    "sqlite": lambda table: sqlite.insert(table).on_conflict_do_nothing(),
+    "postgresql": lambda table: postgresql.insert(table).on_conflict_do_nothing(),
+}
+BACKENDS = tuple(_INSERTS)
+
+
+def insert_new(connection: sa.Connection, table: sa.Table) -> Any:
+    """Return an insert that leaves alone the rows whose key is already there."""
+    return _INSERTS[connection.dialect.name](table)
+
+
+def rows_in(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    column: sa.ColumnElement[Any],
+    values: Sequence[str] | None,
+) -> Iterator[Any]:
+    """Yield the rows whose column is among the values (None: all), in portions that a database
+    accepts.
+    """
+    if values is None:
+        yield from connection.execute(query)
+        return
+    for start in range(0, len(values), IN_LIMIT):
+        yield from connection.execute(query.where(column.in_(values[start : start + IN_LIMIT])))
+
+
+def columns(rows: Sequence[Any], width: int) -> tuple[tuple[Any, ...], ...]:
+    """Return rows as ``width`` equally long columns."""
+    return tuple(zip(*rows, strict=True)) if rows else ((),) * width
+
+
+def now() -> datetime:
+    """Return the present moment as naive UTC."""
+    return naive_utc(datetime.now(UTC))
+
+
+def aware(moment: datetime | None) -> datetime | None:
+    """Return a stored moment (naive UTC) as aware UTC."""
+    return None if moment is None else moment.replace(tzinfo=UTC)

@@ -1,0 +1,126 @@
+"""The tables of the store, once for every database: what the migrations must arrive at."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+__all__ = [
+    "API_KEYS",
+    "AUDIT",
+    "CONTACTS",
+    "CUSTOMER_EVENTS",
+    "DECISIONS",
+    "ERASURES",
+    "METADATA",
+    "OUTCOMES",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+]
+
+SCHEMA_VERSION = 3
+
+METADATA = sa.MetaData()
+SCHEMA = sa.Table("schema_version", METADATA, sa.Column("version", sa.Integer, nullable=False))
+DECISIONS = sa.Table(
+    "decisions",
+    METADATA,
+    sa.Column("decision_id", sa.String(64), primary_key=True),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("decided_at", sa.DateTime, nullable=False),
+    sa.Column("channel", sa.String(128), nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("idempotency_key", sa.String(160), unique=True),
+    sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+    sa.Index("decisions_by_customer", "customer_id", "decided_at"),
+)
+# One row for each offer that a decision chose: the contact log that caps and cool-offs read.
+CONTACTS = sa.Table(
+    "contacts",
+    METADATA,
+    sa.Column("decision_id", sa.String(64), sa.ForeignKey("decisions.decision_id")),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("offer_id", sa.String(128), nullable=False),
+    sa.Column("channel", sa.String(128), nullable=False),
+    sa.Column("contacted_at", sa.DateTime, nullable=False),
+    sa.Column("batch", sa.String(64)),
+    sa.Column("propensity", sa.Float(53)),
+    sa.Column("window_ends_at", sa.DateTime),
+    sa.Column("loss_if_ignored", sa.Float(53)),
+    sa.Column("loss_if_answered", sa.Float(53)),
+    sa.PrimaryKeyConstraint("decision_id", "rank"),
+    sa.Index("contacts_by_customer", "customer_id", "contacted_at"),
+    # All that `tallies` reads of contacts that nobody answered, so that it need not read the rows.
+    sa.Index(
+        "contacts_by_offer",
+        "offer_id",
+        "contacted_at",
+        "window_ends_at",
+        "batch",
+        "propensity",
+        "loss_if_ignored",
+    ),
+)
+OUTCOMES = sa.Table(
+    "outcomes",
+    METADATA,
+    sa.Column("outcome_id", sa.String(128), primary_key=True),
+    sa.Column("decision_id", sa.String(64)),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("offer_id", sa.String(128)),
+    sa.Column("outcome_type", sa.String(32), nullable=False),
+    sa.Column("occurred_at", sa.DateTime, nullable=False),
+    sa.Column("value", sa.Float(53)),
+    sa.Column("received_at", sa.DateTime, nullable=False),
+    sa.Column("content_hash", sa.String(64), nullable=False),
+    sa.Index("outcomes_by_customer", "customer_id", "occurred_at"),
+    sa.Index("outcomes_by_decision", "decision_id"),
+)
+API_KEYS = sa.Table(
+    "api_keys",
+    METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("scopes", sa.String(128), nullable=False),
+    sa.Column("secret_hash", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("revoked_at", sa.DateTime),
+    sa.Column("last_used_at", sa.DateTime),
+    sa.Column("requests_per_minute", sa.Integer),
+)
+CUSTOMER_EVENTS = sa.Table(
+    "customer_events",
+    METADATA,
+    sa.Column("event_id", sa.String(128), primary_key=True),
+    sa.Column("customer_id", sa.String(128), nullable=False),
+    sa.Column("event_type", sa.String(64), nullable=False),
+    sa.Column("event_at", sa.DateTime, nullable=False),
+    sa.Column("item", sa.String(128)),
+    sa.Column("category", sa.String(128)),
+    sa.Column("channel", sa.String(128)),
+    sa.Column("session_id", sa.String(128)),
+    sa.Column("value", sa.Float(53)),
+    sa.Column("received_at", sa.DateTime, nullable=False),
+    sa.Column("content_hash", sa.String(64), nullable=False),
+    sa.Index("customer_events_by_customer", "customer_id", "event_at"),
+)
+# Each entry carries the hash of the one before it, so that none can be changed or left out.
+AUDIT = sa.Table(
+    "audit",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.DateTime, nullable=False),
+    sa.Column("actor", sa.String(128), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("subject", sa.String(256), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("previous_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+)
+ERASURES = sa.Table(
+    "erasures",
+    METADATA,
+    sa.Column("customer_hash", sa.String(64), primary_key=True),
+    sa.Column("erased_at", sa.DateTime, nullable=False),
+)
