@@ -111,18 +111,17 @@ def touches(shop: Shop, period: Period) -> tuple[ibis.Table, int, int]:
     DataError : the data hold no contacts or no responses.
     """
     settings = shop.settings.attribution
-    if shop.contacts is None or "responses" not in shop.tables:
+    if shop.contacts is None or shop.responses is None:
         missing = "contacts" if shop.contacts is None else "responses"
         raise DataError("attribution", f"the data hold no {missing}", expected="both tables")
     c = _named(shop, shop.contacts, settings.by)
-    r = shop.tables["responses"]
-    value = r.value.fill_null(0.0) if "value" in r.columns else ibis.literal(0.0)
+    r = shop.responses
     start, end = (ibis.literal(m, type="timestamp") for m in (period.starts_at, period.ends_at))
     days = ibis.interval(days=settings.window_days)
     answers = r.filter(~r.response_type.isin(NOT_ANSWERS))
     order = [CUSTOMER, "responded_at", "offer_id"]
     answers = answers.select(
-        CUSTOMER, "responded_at", value=value, answer=ibis.row_number().over(order_by=order)
+        CUSTOMER, "responded_at", "value", answer=ibis.row_number().over(order_by=order)
     )
     inside = answers.filter((answers.responded_at >= start) & (answers.responded_at < end))
     before = inside.inner_join(

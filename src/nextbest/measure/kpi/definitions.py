@@ -88,7 +88,7 @@ def _needs_contacts(shop: Shop) -> str:
 def _needs_answers(shop: Shop) -> str:
     if reason := _needs_contacts(shop):
         return reason
-    return "" if "responses" in shop.tables else "the data hold no responses"
+    return "" if shop.responses is not None else "the data hold no responses"
 
 
 def _needs_clicks(shop: Shop) -> str:
@@ -98,19 +98,15 @@ def _needs_clicks(shop: Shop) -> str:
 
 
 def _needs_cost(shop: Shop) -> str:
-    if reason := _needs_contacts(shop):
-        return reason
-    unknown = shop.rates.contact is None
-    return f"what a contact costs is not stated (costs.contact in {FILE})" if unknown else ""
+    unknown = shop.log is None and shop.rates.contact is None
+    return _needs_contacts(shop) or (f"costs.contact is not stated in {FILE}" if unknown else "")
 
 
 def _needs_profit(shop: Shop) -> str:
-    if reason := _needs_answers(shop) or _needs_cost(shop):
+    if reason := _needs_answers(shop) or shop.unpriced:
         return reason
-    if "value" not in shop.tables["responses"].columns:
-        return "responses have no value"
-    unknown = shop.rates.margin_rate is None
-    return f"the margin of sales is not stated (costs.margin_rate in {FILE})" if unknown else ""
+    has_value = shop.log is not None or "value" in shop.tables["responses"].columns
+    return "" if has_value else "responses have no value"
 
 
 def _needs_events(shop: Shop) -> str:
@@ -124,10 +120,6 @@ def _needs_events(shop: Shop) -> str:
 def _needs_clv(shop: Shop) -> str:
     has = shop.scores is not None and "clv" in shop.scores.columns
     return "" if has else "no lifetime-value model is in use; nextbest promote clv, then refresh"
-
-
-def _clicks(t: ibis.Table) -> Any:
-    return t.clicked if "event_clicks" not in t.columns else t.clicked + t.event_clicks
 
 
 BUILT_IN: Final[tuple[Kpi, ...]] = (
@@ -169,7 +161,7 @@ BUILT_IN: Final[tuple[Kpi, ...]] = (
         over_time="mean", who="contacted in time for an answer"),
     Kpi("click_through_rate", "Click-through",
         "clicks per contact",
-        "share", "leading", "higher", _clicks, _number("contacts"), _needs_clicks,
+        "share", "leading", "higher", _number("clicks"), _number("contacts"), _needs_clicks,
         over_time="mean", who="contacted"),
     Kpi("engagement_score", "Engagement score",
         "weighted opens, visits, clicks and cart adds per known customer",

@@ -18,7 +18,10 @@ from nextbest.measure.kpi.moments import Change, Moments, Swing
 from nextbest.measure.kpi.rows import CUSTOMER, PERIOD, Period, Shop, periods_table
 from nextbest.measure.many import Correction, adjusted
 
-__all__ = ["NOT_YET_KNOWN", "Flag", "Point", "Reading", "Wide", "overall", "per_segment", "series"]
+__all__ = [
+    "NOT_YET_KNOWN", "Flag", "Point", "Reading", "Wide", "moments_by", "overall", "per_segment",
+    "series",
+]  # fmt: skip
 
 #: Segment of customers who came only after the period had begun.
 NOT_YET_KNOWN: Final = "not yet known"
@@ -170,23 +173,29 @@ class Wide:
             ):  # fmt: skip
                 each[f"{name}{i}"] = mask.ifelse(t[column], 0.0).sum()
         people = t.group_by("segment", CUSTOMER).aggregate(**each)
-        return self._moments(people, "segment")
+        return moments_by(people, "segment", len(self.kpis))
 
     def single(self, names: Sequence[str]) -> dict[str, list[Moments]]:
         """Return the moments of all figures by period, without a baseline."""
         t = self.table
         t = t.filter(t[PERIOD].isin(list(names)))
         zero = {f"{a}{i}": ibis.literal(0.0) for i in range(len(self.kpis)) for a in "vu"}
-        return self._moments(t.mutate(**zero), PERIOD)
+        return moments_by(t.mutate(**zero), PERIOD, len(self.kpis))
 
-    def _moments(self, people: ibis.Table, by: str) -> dict[str, list[Moments]]:
-        if not self.kpis:
-            return {}
-        columns: dict[str, Any] = {}
-        for i in range(len(self.kpis)):
-            columns |= _sums(people, i)
-        found = people.group_by(by).aggregate(**columns).to_pyarrow().to_pylist()
-        return {row[by]: [_moment(row, i) for i in range(len(self.kpis))] for row in found}
+
+def moments_by(people: ibis.Table, by: str, count: int) -> dict[str, list[Moments]]:
+    """Reduce customers to moments, one list of figures for each value of a column.
+
+    Parameters
+    ----------
+    people : one row per customer and value of ``by``, with ``y<i>``, ``x<i>`` now and ``v<i>``,
+        ``u<i>`` in the baseline, for i below ``count``.
+    """
+    columns: dict[str, Any] = {}
+    for i in range(count):
+        columns |= _sums(people, i)
+    found = people.group_by(by).aggregate(**columns).to_pyarrow().to_pylist()
+    return {row[by]: [_moment(row, i) for i in range(count)] for row in found}
 
 
 def _sums(t: ibis.Table, i: int) -> dict[str, Any]:

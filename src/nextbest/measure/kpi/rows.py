@@ -16,7 +16,8 @@ import ibis
 import sqlglot
 
 from nextbest.data.contract import History
-from nextbest.measure.kpi.settings import Rates, ReportSettings
+from nextbest.measure.kpi.settings import FILE, Rates, ReportSettings
+from nextbest.measure.log import DecisionLog, answered
 
 __all__ = ["CUSTOMER", "NOT_ANSWERS", "PERIOD", "Period", "Shop", "periods_table"]
 
@@ -68,6 +69,7 @@ class Shop:
     history : the clean tables.
     settings, rates : what ``report.toml`` says, and its costs as numbers.
     scores : (customer_id, clv, ...) as the models see customers now; None without models.
+    log : where contacts and responses are taken from; None takes those of the data.
     """
 
     def __init__(
@@ -76,27 +78,31 @@ class Shop:
         settings: ReportSettings,
         rates: Rates,
         scores: ibis.Table | None = None,
+        log: DecisionLog | None = None,
     ) -> None:
         self.history, self.settings, self.rates = history, settings, rates
         self.tables: Mapping[str, ibis.Table] = history.tables
-        self.scores = scores
+        self.scores, self.log = scores, log
         self.value_basis = self._value_basis()
-        self.orders = self._keep(self._orders())
-        self.contacts = self._keep(self._contacts()) if "contacts" in self.tables else None
-        self.known = self._keep(self._known())
+        self.orders = self.keep(self._orders())
+        self.contacts: ibis.Table | None = None
+        self.responses: ibis.Table | None = None
+        if log is not None:
+            self._of_log(log)
+        else:
+            self.responses = self._responses()
+            if "contacts" in self.tables:
+                self.contacts = self.keep(self._contacts())
+        self.known = self.keep(self._known())
         self.click_source = self._click_source()
 
-    def _keep(self, expression: ibis.Table) -> ibis.Table:
-        """Compute a table once and keep it in the database."""
+    def keep(self, expression: ibis.Table) -> ibis.Table:
+        """Compute a table once and keep it in the database, for whoever reads it again."""
         backend = self.history.backend
         name = f"nextbest_report_{uuid.uuid4().hex[:12]}"
         # Spark has no temporary tables.
         kept: ibis.Table = backend.create_table(name, expression, temp=backend.name != "pyspark")
         return kept
-
-    def keep(self, expression: ibis.Table) -> ibis.Table:
-        """Compute a table once, for whoever reads it several times."""
-        return self._keep(expression)
 
     def computed(self, table: ibis.Table, columns: Mapping[str, str]) -> ibis.Table:
         """Return a table with further columns, given as SQL that the rule language has checked."""
@@ -131,34 +137,44 @@ class Shop:
         )
 
     def _contacts(self) -> ibis.Table:
-        """One row per contact: whether it was answered within the days, and with what.
+        """One row per contact: whether it was answered within the days, what it cost and earned.
 
         An answer belongs to the last contact before it with the same offer.
         """
         days = ibis.interval(days=self.settings.period.response_days)
         c = self.tables["contacts"].select(CUSTOMER, "offer_id", "contacted_at", "channel")
         same = ibis.window(group_by=[CUSTOMER, "offer_id"], order_by=["contacted_at", "channel"])
+        order = [CUSTOMER, "offer_id", "contacted_at", "channel"]
         c = c.mutate(
-            contact=ibis.row_number().over(order_by=[CUSTOMER, "offer_id", "contacted_at",
-                                                     "channel"]),
+            contact=ibis.row_number().over(order_by=order),
             following=c.contacted_at.lead().over(same),
             closes_at=c.contacted_at + days,
-        )  # fmt: skip
-        c = c.mutate(until=ibis.least(c.closes_at, ibis.coalesce(c.following, c.closes_at)))
+        )
         until = ibis.literal(self.history.observed_until, type="timestamp")
-        c = c.mutate(closed=c.closes_at <= until)
-        if "responses" not in self.tables:
-            none = ibis.literal(0.0)
-            return c.mutate(answered=ibis.literal(False), clicked=ibis.literal(False),
-                            value=none, incentive=none)  # fmt: skip
-        r = self.tables["responses"]
-        value = r.value if "value" in r.columns else ibis.literal(0.0)
-        incentive = r.incentive_cost if "incentive_cost" in r.columns else ibis.literal(0.0)
-        r = r.select(
-            CUSTOMER, "offer_id", "responded_at", is_answer=~r.response_type.isin(NOT_ANSWERS),
-            is_click=r.response_type == "click",
-            value=value.fill_null(0.0), incentive=incentive.fill_null(0.0),
+        c = c.mutate(
+            until=ibis.least(c.closes_at, ibis.coalesce(c.following, c.closes_at)),
+            closed=c.closes_at <= until,
+        )
+        rates = self.rates
+        if self.responses is None:
+            c = c.mutate(answered=ibis.literal(False), clicked=ibis.literal(False),
+                         value=ibis.literal(0.0), incentive=ibis.literal(0.0))  # fmt: skip
+        else:
+            c = self._answers(c, self.responses)
+        # A rate that nobody stated makes the figures that need it absent; see `unpriced`.
+        rate = (rates.margin_rate or 0.0) * rates.incremental_share
+        return c.select(
+            CUSTOMER, "offer_id", "contacted_at", "channel", "contact", "until", "closed",
+            "answered", "clicked", "value",
+            cost=(rates.contact or 0.0) + c.incentive * rates.incentive_share,
+            earned=c.value * rate,
         )  # fmt: skip
+
+    @staticmethod
+    def _answers(c: ibis.Table, r: ibis.Table) -> ibis.Table:
+        r = r.mutate(
+            is_answer=~r.response_type.isin(NOT_ANSWERS), is_click=r.response_type == "click"
+        )
         hit = c.inner_join(
             r,
             [c[CUSTOMER] == r[CUSTOMER], c.offer_id == r.offer_id,
@@ -170,12 +186,62 @@ class Shop:
             value=hit.is_answer.ifelse(hit.value, 0.0).sum(),
             incentive=hit.is_answer.ifelse(hit.incentive, 0.0).sum(),
         )
-        joined = c.left_join(answers, c.contact == answers.answer_to)
-        return joined.select(
-            *c.columns,
-            answered=joined.answered.fill_null(False), clicked=joined.clicked.fill_null(False),
-            value=joined.value.fill_null(0.0), incentive=joined.incentive.fill_null(0.0),
+        joined = c.left_join(answers, c.contact == answers.answer_to).drop("answer_to")
+        none = {"answered": False, "clicked": False, "value": 0.0, "incentive": 0.0}
+        return joined.mutate(**{name: joined[name].fill_null(v) for name, v in none.items()})
+
+    def _responses(self) -> ibis.Table | None:
+        """The responses with value and incentive, 0 where the data hold none."""
+        if "responses" not in self.tables:
+            return None
+        r = self.tables["responses"]
+        money = {"value": "value", "incentive": "incentive_cost"}
+        return r.select(
+            CUSTOMER, "offer_id", "responded_at", "response_type",
+            **{name: r[c].fill_null(0.0) if c in r.columns else ibis.literal(0.0)
+               for name, c in money.items()},
         )  # fmt: skip
+
+    def _of_log(self, log: DecisionLog) -> None:
+        """Take contacts and responses from the decision log, with what each offer earned and cost.
+
+        Margin and costs are those that the catalogue stated when the decision was made.
+        """
+        days = self.settings.period.response_days
+        t = answered(log, default_days=days)
+        zero = {c: t[c].fill_null(0.0) for c in ("margin", "incentive_cost", "contact_cost")}
+        t = t.mutate(**zero)
+        until = ibis.literal(self.history.observed_until, type="timestamp")
+        order = [CUSTOMER, "offer_id", "decided_at", "decision_id"]
+        t = t.select(
+            CUSTOMER, "offer_id", "channel", "answered", contacted_at=t.decided_at,
+            contact=ibis.row_number().over(order_by=order), until=t.window_ends_at,
+            closed=t.window_ends_at <= until, clicked=ibis.literal(False), value=t.sales,
+            cost=t.contact_cost + t.answered.ifelse(t.incentive_cost, 0.0),
+            earned=t.answered.ifelse(t.margin, 0.0),
+        )  # fmt: skip
+        o = log.outcomes
+        told = o.filter(o.offer_id.notnull()).select(
+            CUSTOMER, "offer_id", responded_at=o.occurred_at, response_type=o.outcome_type,
+            value=o.value.fill_null(0.0), incentive=ibis.literal(0.0),
+        )  # fmt: skip
+        # The log may lie in another database; what is needed of it is a few columns.
+        self.contacts, self.responses = self._take(t), self._take(told)
+
+    def _take(self, table: ibis.Table) -> ibis.Table:
+        name = f"nextbest_report_{uuid.uuid4().hex[:12]}"
+        kept: ibis.Table = self.history.backend.create_table(name, table.to_pyarrow(), temp=True)
+        return kept
+
+    @property
+    def unpriced(self) -> str:
+        """What is not known of a contact's cost or earnings, or nothing."""
+        if self.log is not None:
+            return ""
+        for name in ("contact", "margin_rate"):
+            if getattr(self.rates, name) is None:
+                return f"costs.{name} is not stated in {FILE}"
+        return ""
 
     def _known(self) -> ibis.Table:
         """One row per customer: when they were first known, and when they first bought."""
@@ -199,11 +265,12 @@ class Shop:
 
     def _click_source(self) -> str:
         """Where clicks are found: ``responses`` name the contact, ``events`` do not."""
-        for name, column in (("responses", "response_type"), ("events", "event_type")):
-            if name in self.tables:
-                t = self.tables[name]
-                if bool((t[column] == "click").any().to_pyarrow().as_py()):
-                    return name
+        for name, table, column in (
+            ("responses", self.responses, "response_type"),
+            ("events", self.tables.get("events"), "event_type"),
+        ):
+            if table is not None and bool((table[column] == "click").any().to_pyarrow().as_py()):
+                return name
         return ""
 
     def rows(self, periods: Sequence[Period]) -> ibis.Table:
@@ -222,6 +289,10 @@ class Shop:
             filled |= {c: 0.0 for c in part.columns if c not in (PERIOD, CUSTOMER, "last_before",
                                                                  "last_order")}  # fmt: skip
         base = base.mutate(**{c: base[c].fill_null(v) for c, v in filled.items()})
+        # A click that a response tells of names its contact; events stand in where none does.
+        clicked = {"responses": "clicked", "events": "event_clicks"}.get(self.click_source)
+        if clicked in base.columns:
+            base = base.mutate(clicks=base[clicked])
         days = ibis.interval(days=self.settings.customers.churn_days)
         flags = {
             "bought": base.orders > 0,
@@ -257,9 +328,6 @@ class Shop:
         t = t.drop(f"{CUSTOMER}_right")
         prospect = t.first_order.isnull() | (t.first_order >= t.contacted_at)
         won = prospect & (t.first_order < t.until)
-        cost = ibis.literal(float(self.rates.contact or 0.0))
-        incentive = t.incentive * self.rates.incentive_share
-        earned = t.value * float(self.rates.margin_rate or 0.0) * self.rates.incremental_share
 
         def total(mask: Any, value: Any) -> Any:
             return mask.fill_null(False).ifelse(value, 0.0).sum()
@@ -270,10 +338,10 @@ class Shop:
                 closed=t.closed.sum().cast("float64"),
                 answered=(t.closed & t.answered).sum().cast("float64"),
                 clicked=t.clicked.sum().cast("float64"),
-                campaign_cost=total(t.closed, cost + incentive),
-                campaign_profit=total(t.closed, earned - incentive - cost),
+                campaign_cost=total(t.closed, t.cost),
+                campaign_profit=total(t.closed, t.earned - t.cost),
                 prospect_contacts=total(t.closed & prospect, 1.0),
-                prospect_cost=total(t.closed & prospect, cost + incentive),
+                prospect_cost=total(t.closed & prospect, t.cost),
                 acquired=(t.closed & won).fill_null(False).any().cast("float64"),
             )
         ]
