@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from nextbest import __version__
+from nextbest.bias import bias
 from nextbest.cli_measure import experiment_app
 from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
@@ -382,7 +383,10 @@ def decide(
     if compare and policy is not None:
         _compare_policies(opened.root, policy, channel, limit, by, html, json_=json_)
         return
-    state = runtime.load_state(opened.root, policy_file=policy)
+    # What leaves the house by the project's own policy goes live, as in the API.
+    live = policy is None and (out is not None or record)
+    state = (runtime.load_approved(opened.root) if live
+             else runtime.load_state(opened.root, policy_file=policy))  # fmt: skip
     situation = batch.situation_for(state, channel, limit=limit)
     store = runtime.open_store(opened.root)
     try:
@@ -519,6 +523,7 @@ def demo(
     run(Project.open(project), as_json=json_)
 
 
+app.command()(bias)
 app.command()(evaluate)
 app.command()(simulate)
 

@@ -182,6 +182,37 @@ def shifted(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield "Nothing was recorded."
 
 
+def biased(facts: Mapping[str, Any]) -> Iterator[Any]:
+    """Show what each group of each sensitive attribute gets, channel by channel."""
+    numbers = ("customers", "reach", "ratio", "propensity", "value")
+    for channel, found in facts["channels"].items():
+        for one in found["attributes"]:
+            table = _table(*numbers, "group", right=numbers)
+            for label, group in one["groups"].items():
+                ratio = group["reach"]["ratio"]
+                table.add_row(
+                    f"{group['customers']:,}",
+                    _known(group["reach"]["value"]),
+                    "–" if ratio is None else f"{ratio['value']:.0%}",
+                    *(_known(group[name]["value"]) for name in ("propensity", "value")),
+                    f"{label}: {group['why_not'] or _verdict(group)}",
+                )
+            yield _titled(f"{one['attribute']}, channel {channel}", table)
+    for attribute, features in facts["proxies"].items():
+        if features:
+            said = ", ".join(f"{f['feature']} {f['association']:.2f}" for f in features)
+            yield f"What models read that tells most of {attribute} (Cramér's V): {said}."
+
+
+def _known(value: float | None) -> str:
+    return "–" if value is None else figure(value)
+
+
+def _verdict(group: Mapping[str, Any]) -> str:
+    """The verdict on a group's reach; the group that others are held against has none."""
+    return group["reach"]["verdict"] or "best treated"
+
+
 def _column(groups: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {label: group[name] for label, group in groups.items()}
 

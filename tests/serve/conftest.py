@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import databases
 import pytest
 import shop
 from fastapi.testclient import TestClient
@@ -62,3 +64,18 @@ def serve() -> Iterator[Callable[..., TestClient]]:
 def client(project: Path, serve: Callable[..., TestClient]) -> TestClient:
     """The app of a fresh project, open to everybody."""
     return serve(project)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real PostgreSQL server, empty."""
+    with databases.postgres_server(tmp_path_factory.mktemp("postgres") / "data") as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store, once in each kind of database."""
+    if request.param == "sqlite":
+        return databases.sqlite_url(tmp_path / "state" / "store.db")
+    return databases.new_database(request.getfixturevalue("postgres"))

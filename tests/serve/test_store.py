@@ -49,7 +49,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
+def store(url: str) -> Iterator[Store]:
+    store = Store(url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def file_store(path: Path) -> Iterator[Store]:
+    """A store in SQLite, for what concerns the file."""
     store = Store.at(path)
     yield store
     store.close()
@@ -173,18 +181,17 @@ def test_empty_writes_are_allowed(store: Store) -> None:
     assert store.record_outcomes([]) == []
 
 
-def test_another_process_reads_what_was_acknowledged(store: Store, path: Path) -> None:
+def test_another_process_reads_what_was_acknowledged(store: Store, url: str) -> None:
     store.record_decisions([decision()])
     store.record_outcomes([outcome()])
     program = """
         import sys
-        from pathlib import Path
         from nextbest.serve.store import Store
-        store = Store.at(Path(sys.argv[1]))
+        store = Store(sys.argv[1])
         print(store.decision("d1").record, [o.outcome_id for o in store.outcomes(customer_id="7")])
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(path)],
+        [sys.executable, "-c", textwrap.dedent(program), url],
         capture_output=True,
         text=True,
         check=True,
@@ -193,14 +200,13 @@ def test_another_process_reads_what_was_acknowledged(store: Store, path: Path) -
     assert done.stdout.strip() == "{'answer': {'n': 1}} ['o1']"
 
 
-def test_acknowledged_writes_outlive_a_killed_process(path: Path) -> None:
+def test_acknowledged_writes_outlive_a_killed_process(url: str) -> None:
     program = """
         import os, signal, sys
         from datetime import datetime
-        from pathlib import Path
         from nextbest.serve.records import DecisionRecord
         from nextbest.serve.store import Store
-        store = Store.at(Path(sys.argv[1]))
+        store = Store(sys.argv[1])
         for n in range(20):
             record = DecisionRecord(
                 f"d{n}", "7", datetime(2020, 1, 1), "email", "policy", ("a",), {}, "h"
@@ -210,21 +216,21 @@ def test_acknowledged_writes_outlive_a_killed_process(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(path)],
+        [sys.executable, "-c", textwrap.dedent(program), url],
         capture_output=True,
         text=True,
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     acknowledged = done.stdout.split()
     assert len(acknowledged) == 20
-    store = Store.at(path)
+    store = Store(url)
     assert all(store.decision(f"d{number}") for number in acknowledged)
     assert len(store.history(["7"])[0].at) == 20
     store.close()
 
 
-def test_threads_and_stores_write_at_once_without_loss(path: Path) -> None:
-    stores = [Store.at(path) for _ in range(2)]
+def test_threads_and_stores_write_at_once_without_loss(url: str) -> None:
+    stores = [Store(url) for _ in range(2)]
 
     def write(number: int) -> list[str]:
         store = stores[number % 2]
@@ -250,26 +256,26 @@ def test_one_key_used_by_many_threads_makes_one_decision(store: Store) -> None:
     assert len(store.history(["7"])[0].at) == 2
 
 
-def test_a_failing_write_does_not_refuse_its_neighbours(store: Store, path: Path) -> None:
+def test_a_failing_write_does_not_refuse_its_neighbours(file_store: Store, path: Path) -> None:
     """A row without a customer breaks the table's rule; those queued beside it must get in."""
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")  # holds the first write, so that the rest queue as a group
     with ThreadPoolExecutor(8) as pool:
         bad = decision(0, customer_id=None)
         waiting = [
-            pool.submit(store.record_decisions, [bad if number == 3 else decision(number)])
+            pool.submit(file_store.record_decisions, [bad if number == 3 else decision(number)])
             for number in range(8)
         ]
         blocker.execute("COMMIT")
     assert [isinstance(job.exception(), StoreError) for job in waiting] == [
         number == 3 for number in range(8)
     ]
-    assert store.decision("d0") is not None and store.decision("d7") is not None
+    assert file_store.decision("d0") is not None and file_store.decision("d7") is not None
     blocker.close()
 
 
 def test_a_store_held_by_another_process_is_refused_and_then_works_again(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    file_store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
@@ -279,8 +285,8 @@ def test_a_store_held_by_another_process_is_refused_and_then_works_again(
         impatient.__init__(f"sqlite:///{path}")  # type: ignore[misc]
     blocker.execute("COMMIT")
     blocker.close()
-    store.record_decisions([decision()])
-    assert store.decision("d1") is not None
+    file_store.record_decisions([decision()])
+    assert file_store.decision("d1") is not None
 
 
 def test_a_full_disk_is_refused_and_recovers_without_a_restart(path: Path) -> None:
@@ -337,8 +343,8 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Store.at(path)
 
 
-def test_a_closed_store_refuses_writes_and_closing_twice_is_harmless(path: Path) -> None:
-    store = Store.at(path)
+def test_a_closed_store_refuses_writes_and_closing_twice_is_harmless(url: str) -> None:
+    store = Store(url)
     threads = threading.active_count()
     store.close()
     store.close()
@@ -347,7 +353,7 @@ def test_a_closed_store_refuses_writes_and_closing_twice_is_harmless(path: Path)
         store.record_decisions([decision()])
 
 
-def test_commits_are_flushed_to_disk(store: Store) -> None:
-    with store._engine.connect() as connection:
+def test_commits_are_flushed_to_disk(file_store: Store) -> None:
+    with file_store._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2

@@ -30,6 +30,7 @@ from nextbest.decide.rules import (
     rule_faults,
     text_faults,
 )
+from nextbest.decide.sensitive import Sensitive
 from nextbest.decide.tomlfile import (
     Table,
     check_table,
@@ -315,6 +316,7 @@ class PolicyTables(Table):
     arms: Arms = Arms()
     exploration: Exploration = Exploration()
     budgets: Budgets = Budgets()
+    sensitive: Sensitive = Sensitive()
 
     def limits(self) -> tuple[Limit, ...]:
         """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""
@@ -496,7 +498,7 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
     for name in tables.context.keys() & SITUATION_COLUMNS.keys():
         what = f'"{name}" is always there'
         faults.append(Fault(f"{where}: [context]", what, "left out"))
-    return [*faults, *_salt_faults(tables, where)]
+    return [*faults, *tables.sensitive.faults(where), *_salt_faults(tables, where)]
 
 
 def _salt_faults(tables: PolicyTables, where: str) -> list[Fault]:

@@ -59,6 +59,12 @@ def wilson(successes: float, n: int, z: float) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
+def wilson(successes: float, n: int, alpha: float) -> Interval:
+    """Return a share with its score interval (Wilson 1927)."""
+    low, high = _wilson(successes, n, float(-ndtri(alpha / 2)))
+    return Interval(successes / n, max(low, 0.0), min(high, 1.0))
+
+
 def _newcombe(k1: float, n1: int, k0: float, n0: int, z: float) -> Interval:
     p1, p0 = k1 / n1, k0 / n0
     (low1, high1), (low0, high0) = wilson(k1, n1, z), wilson(k0, n0, z)

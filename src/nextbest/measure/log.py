@@ -6,7 +6,7 @@ Whoever copies the log out of the store decides where it lies; here it is two ta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from ibis import _
 
 from nextbest.errors import DataError
 
-__all__ = ["ANSWERS", "SALES", "DecisionLog", "answered"]
+__all__ = ["ANSWERS", "SALES", "DecisionLog", "answered", "unoffered_sales"]
 
 #: Outcomes that answer an offer, and those that bring in money.
 ANSWERS: Final = ("response", "conversion")
@@ -103,7 +103,7 @@ def answered(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
     windows = made.select("decision_id", "offer_id", "decided_at", "window_ends_at")
     seen = seen.join(windows, ["decision_id", "offer_id"])
     seen = seen.filter((_.occurred_at <= _.window_ends_at) & (_.occurred_at >= _.decided_at))
-    signed = ibis.cases((_.outcome_type == "return", -_.value.abs()), else_=_.value)
+    signed = (_.outcome_type == "return").ifelse(-_.value.abs(), _.value)
     counted: dict[str, Any] = {
         "answered": _.outcome_type.isin(ANSWERS).any(),
         "sold": _.outcome_type.isin(["conversion", "purchase"]).any(),
@@ -118,3 +118,21 @@ def answered(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
         sold=no_window.ifelse(ibis.null("boolean"), both.sold.fill_null(False)),
         sales=no_window.ifelse(ibis.null("float64"), both.sales.fill_null(0.0)),
     )
+
+
+def unoffered_sales(log: DecisionLog, window: timedelta) -> dict[str, float]:
+    """Return what was bought after decisions that made no offer, by decision_id.
+
+    Only purchases that were reported with the id of such a decision count, within the window.
+    """
+    none = log.decisions.filter(_["rank"] == 0).select("decision_id", "decided_at")
+    told = log.outcomes.filter(_.outcome_type.isin(SALES)).select(
+        "decision_id", "outcome_type", "occurred_at", "value"
+    )
+    seen = told.inner_join(none, "decision_id")
+    end = seen.decided_at + ibis.interval(microseconds=round(window.total_seconds() * 1e6))
+    seen = seen.filter((seen.occurred_at >= seen.decided_at) & (seen.occurred_at <= end))
+    signed = (_.outcome_type == "return").ifelse(-_.value.abs(), _.value).fill_null(0.0)
+    sums = seen.group_by("decision_id").aggregate(sales=signed.sum()).to_pyarrow()
+    names, sales = sums.column("decision_id").to_pylist(), sums.column("sales").to_pylist()
+    return dict(zip(names, sales, strict=True))

@@ -248,6 +248,11 @@ class Shaper:
             for j, name in enumerate(self.bundle.profiles.columns)
         }
 
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one customer column of every profile, as rules read it."""
+        at = self.bundle.profiles.columns.index(name)
+        return self._decoded(name, np.asarray(self.bundle.profiles.matrix[:, at]))
+
     def contributions(self, customer_id: str, offer_id: str, top: int = 5) -> list[dict[str, Any]]:
         """Return what moved a customer's propensity for an offer most, strongest first.
 

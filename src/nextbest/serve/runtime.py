@@ -21,7 +21,7 @@ from nextbest.decide.frame import Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
-from nextbest.serve import archive
+from nextbest.serve import approvals, archive, lastgood
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
@@ -33,7 +33,15 @@ from nextbest.serve.telemetry import Metrics, log
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
-__all__ = ["Runtime", "State", "load_state", "open_store", "serving_dir"]
+__all__ = [
+    "Runtime",
+    "State",
+    "load_approved",
+    "load_last_good",
+    "load_state",
+    "open_store",
+    "serving_dir",
+]
 
 Clock = Callable[[], datetime]
 
@@ -79,6 +87,11 @@ class State:
         """The policy as the file states it."""
         return self.policy.policy
 
+    @property
+    def identity(self) -> lastgood.LastGood:
+        """What names the state's content: two states of one identity decide alike."""
+        return lastgood.LastGood(self.bundle.id, self.offers.content_hash, self.rules.content_hash)
+
     def moment(self, clock: Clock) -> datetime:
         """Return what "now" is for decisions: the policy's fixed moment, if it has one."""
         return self.rules.decide_as_of or clock()
@@ -119,6 +132,8 @@ def load_state(
 ) -> State:
     """Load and check the bundle, catalogue and policy of a project, and archive the latter two.
 
+    Whether the policy may go live is `load_approved`'s question.
+
     Parameters
     ----------
     before : what is in use; its bundle is taken over where it is still the current one.
@@ -136,9 +151,45 @@ def load_state(
         bundle = load_bundle(folder)
         _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
     catalogue, policy = load_serving(project_dir / "serving", policy_file, bundle.offers)
-    _require_contacts(bundle, policy)
-    bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
+    state = _assembled(folder, bundle, catalogue, policy)
     archive.keep(project_dir, catalogue, policy)
+    return state
+
+
+def load_approved(project_dir: Path, before: State | None = None) -> State:
+    """Load what a project may decide with; errors as in `load_state`, and one more.
+
+    Raises
+    ------
+    GateRefusal : the policy has not passed what it has to pass before it goes live.
+    """
+    state = load_state(project_dir, before)
+    approvals.require_approved(project_dir, state.offers, state.rules)
+    return state
+
+
+def load_last_good(project_dir: Path) -> State | None:
+    """Load what a server of this project last decided with; None where that is gone."""
+    folder = serving_dir(project_dir)
+    used = lastgood.recall(folder)
+    if used is None:
+        return None
+    try:
+        bundle = load_bundle(folder, used.bundle)
+        _ = bundle.offer_scorer
+        catalogue = archive.archived_catalogue(project_dir, used.catalogue)
+        policy = archive.archived_policy(project_dir, used.policy)
+        return _assembled(folder, bundle, catalogue, policy)
+    except NextbestError as error:
+        log("last good cannot be loaded", level=logging.ERROR, error=str(error))
+        return None
+
+
+def _assembled(folder: Path, bundle: Bundle, catalogue: Catalogue, policy: Policy) -> State:
+    """Check bundle, catalogue and policy against each other."""
+    _require_contacts(bundle, policy)
+    _require_fair_models(bundle, policy)
+    bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
     shaper = Shaper(bundle, bound_catalogue.offer_ids)
     try:
         prices, damage = read_prices(folder), None
@@ -160,6 +211,16 @@ def _require_contacts(bundle: Bundle, policy: Policy) -> None:
             got="none" if held is None else f"those of the last {float(held.days):g} days",
             action="Run `nextbest refresh`.",
         )
+
+
+def _require_fair_models(bundle: Bundle, policy: Policy) -> None:
+    """Refuse a bundle whose models read a sensitive attribute that the policy keeps from them."""
+    sensitive, where = policy.tables.sensitive, f"{policy.where}: [sensitive]"
+    faults = sensitive.unknown(known_columns(bundle), policy.where)
+    for name, model in bundle.models.items():
+        faults += sensitive.read_by_model(where, name, model.columns)
+    if faults:
+        raise ConfigError(faults=faults)
 
 
 class Runtime:
@@ -220,14 +281,23 @@ class Runtime:
             return
         self._seen = seen
         try:
-            state = load_state(self.project_dir, self._state)
+            state = load_approved(self.project_dir, self._state)
         except NextbestError as error:
             part = "bundle" if isinstance(error, ArtifactError) else "configuration"
             self._faults = {part: str(error)}
-            self._metrics.reload_failures.inc()
-            log("reload refused", level=logging.ERROR, part=part, error=str(error))
+            self._metrics.reload_failures.labels(part, error.code).inc()
+            log("reload refused", level=logging.ERROR, part=part, reason=error.code,
+                error=str(error))  # fmt: skip
+            if self._state is None:
+                last = load_last_good(self.project_dir)
+                if last is not None:
+                    self._take_up(last)
             return
         self._faults = {}
+        self._take_up(state)
+        lastgood.remember(serving_dir(self.project_dir), state.identity)
+
+    def _take_up(self, state: State) -> None:
         self._state = state
         self._metrics.use(state.bundle.id, state.offers.content_hash, state.rules.content_hash)
         self._metrics.score_with({n: m.scorer_kind for n, m in state.bundle.models.items()})
@@ -286,6 +356,7 @@ class Runtime:
             serving_dir(self.project_dir) / PRICES_FILE,
             self.project_dir / "serving" / "offers.toml",
             self.project_dir / "serving" / "policy.toml",
+            approvals.folder(self.project_dir),  # changes with every record in it
         ]
         stats = []
         for path in files:

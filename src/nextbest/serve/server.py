@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nextbest.errors import UsageError
-from nextbest.serve.runtime import load_state, open_store
+from nextbest.errors import NextbestError, UsageError
+from nextbest.serve.runtime import load_approved, load_last_good, open_store
+from nextbest.serve.telemetry import configure_logging, log
 
 __all__ = ["bind_socket", "check_start", "run_server"]
 
@@ -41,6 +43,7 @@ def run_server(
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    configure_logging()
     check_start(project_dir, host, workers, insecure)
     listening = bind_socket(host, port)
     real_port = listening.getsockname()[1]
@@ -80,7 +83,8 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
     Raises
     ------
     UsageError: insecure beyond the loopback interface, or no API key to come in with.
-    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
+        before; or the store is broken.
     """
     if workers < 1:
         raise UsageError(
@@ -94,7 +98,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
-    load_state(project_dir)
+    _require_something_to_serve(project_dir)
     store = open_store(project_dir)
     try:
         valid = [key for key in store.api_keys() if key.revoked_at is None]
@@ -108,6 +112,18 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             action="Make one: `nextbest keys create --scope decide --name web`; "
             "or, on your own machine, use --insecure",
         )
+
+
+def _require_something_to_serve(project_dir: Path) -> None:
+    """Refuse to start where neither the project's files nor what was last in use can decide."""
+    try:
+        load_approved(project_dir)
+    except NextbestError as error:
+        # A start again, of a machine or a container, is not the moment to stop deciding.
+        if load_last_good(project_dir) is None:
+            raise
+        what = "start with what was last in use"
+        log(what, level=logging.ERROR, reason=error.code, error=str(error))
 
 
 def _is_loopback(host: str) -> bool:

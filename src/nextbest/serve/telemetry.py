@@ -96,6 +96,7 @@ class Metrics:
         self.reload_failures = Counter(
             "nextbest_reload_failures",
             "New bundles, catalogues or policies refused; the last good ones stayed.",
+            ("part", "reason"),
             registry=registry,
         )
 

@@ -31,7 +31,8 @@ from nextbest.serve.records import (
 )
 from nextbest.serve.store import decisions, history, keys, outcomes, parts, schema, tallies
 from nextbest.serve.store.database import Database
-from nextbest.serve.store.tables import SCHEMA
+from nextbest.serve.store.tables import SCHEMA, SCHEMA_VERSION
+from nextbest.serve.telemetry import log
 from nextbest.serve.writer import GroupWriter, Refused, WriterClosedError, WriterFullError
 
 __all__ = ["HistoryChangedError", "Store"]
@@ -50,7 +51,8 @@ class Store:
 
     Parameters
     ----------
-    url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db``.
+    url: an SQLAlchemy database URL, e.g. ``sqlite:////srv/shop/.nextbest/store.db`` or
+        ``postgresql://nextbest@db/decisions``. A store of an earlier version is upgraded.
 
     Raises
     ------
@@ -66,11 +68,16 @@ class Store:
                 self._database.told("cannot be opened"),
                 self._database.transaction() as connection,
             ):
-                schema.prepare(connection, self._database.where)
+                self._database.lock(connection, [SCHEMA.name])
+                upgraded = schema.prepare(connection, self._database.where)
         except BaseException:
             self._engine.dispose()
             raise
-        self._writer = GroupWriter(self._database.transaction, self._database.write_fault)
+        if upgraded is not None:
+            log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
+        self._writer = GroupWriter(
+            self._database.transaction, self._database.write_fault, self._database.lock
+        )
 
     @classmethod
     def at(cls, path: Path) -> Store:
@@ -119,7 +126,7 @@ class Store:
                 return Refused(HistoryChangedError())
             return decisions.keep(to, records, rows)
 
-        return self._submit(keep)
+        return self._submit(keep, decisions.names_of(records))
 
     def decision(self, decision_id: str) -> StoredDecision | None:
         """Return one stored decision, or None."""
@@ -206,7 +213,8 @@ class Store:
 
     def record_outcomes(self, reports: Sequence[Outcome]) -> list[OutcomeStatus]:
         """Keep outcomes once each and return the status of each, in order."""
-        return self._write(lambda to: outcomes.keep(to, reports))
+        customers = [one.customer_id for one in reports]
+        return self._submit(lambda to: outcomes.keep(to, reports), customers).result()
 
     def outcomes(
         self, *, customer_id: str | None = None, decision_id: str | None = None
@@ -245,8 +253,10 @@ class Store:
         """Run ``work`` in the writer's next transaction and return when it is on disk."""
         return self._submit(work).result()
 
-    def _submit(self, work: Callable[[sa.Connection], T | Refused]) -> Future[T]:
+    def _submit(
+        self, work: Callable[[sa.Connection], T | Refused], names: Sequence[str] = ()
+    ) -> Future[T]:
         try:
-            return self._writer.submit(work)
+            return self._writer.submit(work, names)
         except (WriterClosedError, WriterFullError) as error:
             raise self._database.fault("cannot be written", error) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,23 @@ from nextbest.serve.store.rows import BACKENDS
 
 __all__ = ["Database"]
 
+# A process of our own may be in the middle of one; more than this and something is wrong.
+STATEMENT_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_SECONDS = 5
+
 # Every request thread may read at once (AnyIO runs 40), beside the writer.
 POOL = {"pool_size": 8, "max_overflow": 40}
 # Of the driver itself: the PRAGMAs of a new connection raise what SQLAlchemy has not wrapped.
 FAULTS = (SQLAlchemyError, sqlite3.Error)
+
+
+# Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
+# for (6,400 by default), however many customers one transaction is about.
+_LOCK_SPACE = 0x6E6278
+_STRIPES = 1_024
+_LOCK = sa.text(
+    "SELECT pg_advisory_xact_lock(:space, key) FROM unnest(CAST(:keys AS integer[])) AS key"
+)
 
 
 class Database:
@@ -28,7 +42,7 @@ class Database:
 
     Parameters
     ----------
-    url: an SQLAlchemy URL of SQLite or PostgreSQL.
+    url: an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://`` takes psycopg).
     busy_timeout_ms: how long to wait for somebody else's lock.
 
     Raises
@@ -45,7 +59,7 @@ class Database:
             if parsed.get_backend_name() == "sqlite":
                 self.engine = self._sqlite(parsed, busy_timeout_ms)
             else:
-                self.engine = sa.create_engine(parsed, pool_pre_ping=True, **POOL)
+                self.engine = _postgresql(parsed, busy_timeout_ms)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise StoreError(
                 "store",
@@ -66,6 +80,19 @@ class Database:
         """Open a transaction to write in, which is on disk when it is left; faults are raw."""
         with self.engine.execution_options(nextbest_write=True).begin() as connection:
             yield connection
+
+    def lock(self, connection: sa.Connection, names: Iterable[str]) -> None:
+        """Keep every other writer away from these names until the transaction ends.
+
+        In SQLite there is one writer at a time, whatever the names. In PostgreSQL writers of the
+        same name wait for each other; all take their locks in one order, so that no two wait for
+        each other.
+        """
+        if connection.dialect.name != "postgresql":
+            return
+        keys = sorted({_stripe(name) for name in names})
+        if keys:
+            connection.execute(_LOCK, {"space": _LOCK_SPACE, "keys": keys})
 
     @contextmanager
     def told(self, problem: str) -> Iterator[None]:
@@ -114,3 +141,24 @@ class Database:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
         return engine
+
+
+def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    # What durability rests on comes last, where no other option overrules it.
+    options = (
+        f"-c lock_timeout={busy_timeout_ms}",
+        f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+        str(url.query.get("options", "")),
+        "-c synchronous_commit=on",
+    )
+    settings: dict[str, Any] = {"options": " ".join(options)}
+    if "connect_timeout" not in url.query:
+        settings["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
+    return sa.create_engine(url, pool_pre_ping=True, connect_args=settings, **POOL)
+
+
+def _stripe(name: str) -> int:
+    # The same in every process, which Python's own hash is not.
+    return zlib.crc32(name.encode()) % _STRIPES

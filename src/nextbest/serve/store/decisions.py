@@ -13,7 +13,13 @@ from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.store.rows import insert_new, rows_in
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 
-__all__ = ["by_keys", "chosen", "find", "keep", "request_hashes", "rows_about"]
+__all__ = ["by_keys", "chosen", "find", "keep", "names_of", "request_hashes", "rows_about"]
+
+
+def names_of(records: Sequence[DecisionRecord]) -> list[str]:
+    """Return what no other writer may touch meanwhile: the customers, and the keys of requests."""
+    keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
+    return [record.customer_id for record in records] + keys
 
 
 def keep(
@@ -83,7 +89,7 @@ def chosen(
 def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counter[str]:
     """Return how many contacts and outcomes there are of each customer.
 
-    Inside a write transaction this stays true until it commits: SQLite has one writer at a time.
+    Inside a transaction that holds the lock of these customers this stays true until it commits.
     """
     rows: Counter[str] = Counter()
     for table in (CONTACTS, OUTCOMES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 __all__ = [
+    "ALEMBIC",
     "API_KEYS",
     "AUDIT",
     "CONTACTS",
@@ -12,15 +13,26 @@ __all__ = [
     "DECISIONS",
     "ERASURES",
     "METADATA",
+    "OLDEST_VERSION",
     "OUTCOMES",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "revision",
 ]
 
 SCHEMA_VERSION = 3
+# Earlier ones were never released, and cannot be upgraded.
+OLDEST_VERSION = 2
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table("schema_version", METADATA, sa.Column("version", sa.Integer, nullable=False))
+# Alembic's own note, which says the same; made here so that a new store needs no Alembic.
+ALEMBIC = sa.Table(
+    "alembic_version",
+    METADATA,
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 DECISIONS = sa.Table(
     "decisions",
     METADATA,
@@ -124,3 +136,8 @@ ERASURES = sa.Table(
     sa.Column("customer_hash", sa.String(64), primary_key=True),
     sa.Column("erased_at", sa.DateTime, nullable=False),
 )
+
+
+def revision(version: int) -> str:
+    """Return the name of the migration that leads to a schema version."""
+    return f"{version:04}"
