@@ -51,8 +51,7 @@ def welch_p(a: Mean, b: Mean) -> float:
     return float(2 * student.sf(abs(t), _freedom(a, b)))
 
 
-def wilson(successes: float, n: int, z: float) -> tuple[float, float]:
-    """Return the ends of the score interval of a rate (Wilson 1927); z is of the normal."""
+def _wilson(successes: float, n: int, z: float) -> tuple[float, float]:
     share = successes / n
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -67,7 +66,7 @@ def wilson(successes: float, n: int, alpha: float) -> Interval:
 
 def _newcombe(k1: float, n1: int, k0: float, n0: int, z: float) -> Interval:
     p1, p0 = k1 / n1, k0 / n0
-    (low1, high1), (low0, high0) = wilson(k1, n1, z), wilson(k0, n0, z)
+    (low1, high1), (low0, high0) = _wilson(k1, n1, z), _wilson(k0, n0, z)
     apart = p1 - p0
     return Interval(
         apart, apart - math.hypot(p1 - low1, high0 - p0), apart + math.hypot(high1 - p1, p0 - low0)

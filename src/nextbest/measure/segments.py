@@ -20,8 +20,8 @@ from nextbest.measure.kpi.rows import CUSTOMER, Shop
 from nextbest.measure.kpi.settings import FILE
 
 __all__ = [
-    "GRID", "LIFECYCLE", "RFM_ORDER", "TIERS", "Cuts", "Migration", "assign", "cut_offs",
-    "dimensions", "migration", "rfm_name",
+    "GRID", "HVC", "LIFECYCLE", "RFM_ORDER", "TIERS", "UNKNOWN", "Cuts", "Migration", "assign", "cut_offs",
+    "dimensions", "migration", "place", "rfm_name",
 ]  # fmt: skip
 
 #: Segment of each recency score (rows, 5 = bought last) and frequency score (columns 1 to 5).
@@ -46,7 +46,9 @@ _ORDERS: Final[Mapping[str, Sequence[str]]] = {
 }  # fmt: skip
 _FIFTHS: Final = (0.2, 0.4, 0.6, 0.8)
 _FEWEST: Final = 50
-_UNKNOWN, _REST = "unknown", "others"
+#: Segment of customers of whom a column says nothing.
+UNKNOWN: Final = "unknown"
+_REST: Final = "others"
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def assign(shop: Shop, cuts: Cuts, moments: Sequence[datetime]) -> ibis.Table:
     extra = [c for c in about.columns if c not in t.columns and c not in ("known_at",)]
     t = t.left_join(about.select(CUSTOMER, *extra), CUSTOMER).drop(f"{CUSTOMER}_right")
     t = _with_rules(shop, t)
-    texts = {n: t[n].cast("string").fill_null(_UNKNOWN) for n in named}
+    texts = {n: t[n].cast("string").fill_null(UNKNOWN) for n in named}
     scores = ("r_score", "f_score", "m_score")
     return shop.keep(t.select("moment", CUSTOMER, "value", "spend", "orders", *scores, **texts))
 
@@ -274,7 +276,7 @@ def _with_rules(shop: Shop, t: ibis.Table) -> ibis.Table:
         chosen[name] = f"CASE {' '.join(cases)} ELSE {_text(_REST)} END"
     if faults:
         raise ConfigError(faults=faults)
-    return shop.computed(t, chosen) if chosen else t
+    return shop.computed(shop.keep(t), chosen) if chosen else t
 
 
 def _text(value: str) -> str:
@@ -330,7 +332,9 @@ def migration(
                   float(r["value_before"]), float(r["value_after"]))
         for r in found.to_pyarrow().to_pylist()
     ]  # fmt: skip
-    return tuple(sorted(rows, key=lambda m: (place(dimension, m.before), place(dimension, m.after))))
+    return tuple(
+        sorted(rows, key=lambda m: (place(dimension, m.before), place(dimension, m.after)))
+    )
 
 
 def place(dimension: str, segment: str) -> tuple[int, str]:

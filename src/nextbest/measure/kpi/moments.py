@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from scipy.special import ndtri
 from scipy.stats import t as student
 
 from nextbest.measure.intervals import Interval, wilson
@@ -127,7 +126,7 @@ def level(m: Moments, alpha: float, who: str = "") -> Interval | str:
         return f"the denominator adds up to {m.x:g}; it must be above 0"
     value = m.y / m.x
     if m.binary and m.x == m.n:
-        return Interval(value, *wilson(m.y, m.n, float(-ndtri(alpha / 2))))
+        return wilson(m.y, m.n, alpha)
     around = m.products["yy"] - 2 * value * m.products["xy"] + value**2 * m.products["xx"]
     half = _half(around, m.n, m.x, alpha)
     return Interval(value, value - half, value + half)
@@ -144,7 +143,12 @@ def _few(n: int, who: str, when: str = "") -> str:
 
 
 def change(
-    m: Moments, alpha: float, *, swings: Swing | None = None, steps: int = 1, total: bool = False,
+    m: Moments,
+    alpha: float,
+    *,
+    swings: Swing | None = None,
+    steps: int = 1,
+    total: bool = False,
     who: str = "",
 ) -> Change | str:
     """Return how far the figure has moved, or why nobody can say.

@@ -315,9 +315,7 @@ def _flagged(read: Sequence[Reading], how: Correction, alpha: float) -> list[Rea
 # ------------------------------------------------------------------ step by step
 
 
-def series(
-    wide: Wide, calendar: Calendar, every: Every, alpha: float = 0.05
-) -> tuple[Point, ...]:
+def series(wide: Wide, calendar: Calendar, every: Every, alpha: float = 0.05) -> tuple[Point, ...]:
     """Return every figure for each whole day, week or month of baseline and period.
 
     A step is flagged where it lies outside what the baseline's steps lead to expect. The limits
@@ -354,9 +352,7 @@ def _spread(m: Moments) -> float:
     return float((max(0.0, around) * m.n / (m.n - 1)) ** 0.5 / m.x)
 
 
-def _centre(
-    found: Mapping[str, list[Moments]], names: Iterable[str], i: int
-) -> float | None:
+def _centre(found: Mapping[str, list[Moments]], names: Iterable[str], i: int) -> float | None:
     parts = [found[n][i] for n in names if n in found]
     below = sum(m.x for m in parts)
     return sum(m.y for m in parts) / below if below > 0 else None

@@ -45,6 +45,7 @@ class PeriodSettings(Table):
     baseline: Literal["before", "year before"] | date = "before"
     every: Literal["day", "week", "month"] = "week"
     response_days: Days = 28
+    contacts: Literal["auto", "data", "log"] = "auto"
 
 
 class CustomerSettings(Table):

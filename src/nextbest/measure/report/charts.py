@@ -48,8 +48,10 @@ def nice(low: float, high: float, most: int = 4) -> list[float]:
 
 def trend(title: str, dots: Sequence[Dot], show: Format, identifier: str) -> Markup:
     """Return a line over time: baseline grey, period coloured, the usual range as a band."""
+    values = [d.value for d in dots if d.value is not None]
+    floor = 0.0 if min(values, default=0.0) >= 0 else -math.inf
     known = [v for d in dots for v in (d.value, d.low, d.high) if v is not None]
-    marks = nice(min(known, default=0.0), max(known, default=1.0))
+    marks = nice(max(floor, min(known, default=0.0)), max(known, default=1.0))
     bottom, top = marks[0], marks[-1]
 
     def x(i: float) -> float:
@@ -101,9 +103,7 @@ def _line(
     return made
 
 
-
-
-def _labelled(n: int, most: int = 5) -> list[int]:
+def _labelled(n: int, most: int = 4) -> list[int]:
     if n <= most:
         return list(range(n))
     return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})

@@ -13,7 +13,7 @@ from nextbest.measure.kpi.rows import CUSTOMER, PERIOD, Period, Shop, periods_ta
 __all__ = ["Cohort", "cohorts"]
 
 _FEWEST: Final = 30
-_Z: Final = 1.959963984540054
+_ALPHA: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def cohorts(shop: Shop, calendar: Calendar) -> tuple[Cohort, ...]:
         shares = []
         for j in range(i + 1, len(months)):
             back = seen.get((i, j), 0)
-            shares.append((j - i, back / size, *wilson(back, size, _Z)))
+            found = wilson(back, size, _ALPHA)
+            shares.append((j - i, found.value, found.low, found.high))
         name = f"{calendar.day(month.starts_at):%Y-%m}"
         made.append(Cohort(name, size, i > 0, tuple(shares)))
     return tuple(made)

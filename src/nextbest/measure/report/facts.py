@@ -303,9 +303,7 @@ def _totals(counted: Sequence[Mapping[str, float]]) -> tuple[Total, ...]:
 
 
 def _drivers(counted: Sequence[Mapping[str, float]]) -> tuple[Driver, ...]:
-    before, now = (
-        (c["customers"], c["buyers"], c["orders"], c["revenue"]) for c in counted
-    )
+    before, now = ((c["customers"], c["buyers"], c["orders"], c["revenue"]) for c in counted)
     return drivers(before, now)
 
 
@@ -335,5 +333,3 @@ def slipped(report: Report) -> tuple[list[Migration], list[Migration]]:
     came = [m for m in tiers if m.after == parts.HVC and m.before != parts.HVC]
     left = [m for m in tiers if m.before == parts.HVC and m.after != parts.HVC]
     return came, left
-
-

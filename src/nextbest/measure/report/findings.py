@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from nextbest.measure.report import words
 from nextbest.measure.report.facts import Report, slipped
+from nextbest.measure.segments import UNKNOWN
 
 __all__ = ["Finding", "findings"]
 
@@ -63,7 +64,7 @@ def _kpis(report: Report) -> Iterator[Finding]:
 
 
 def _segments(report: Report) -> Iterator[Finding]:
-    flagged = [r for r in report.segments if r.news in ("good", "bad") and r.change is not None]
+    flagged = [r for r in report.segments if r.news in ("good", "bad") and r.segment != UNKNOWN]
     flagged.sort(key=lambda r: -abs((r.change and r.change.relative) or 0.0))
     for r in flagged[:_MOST_SEGMENTS]:
         who = f"{r.dimension.replace('_', ' ')} “{r.segment}”"

@@ -126,7 +126,7 @@ def _card(
 ) -> Markup:
     split = sum(p.in_baseline for p in points)
     values = [p.value.value if p.value else None for p in points]
-    line = charts.spark(values, split) if len([v for v in values if v is not None]) > 1 else None
+    line = charts.spark(values, split) if _drawable(points) else None
     return el(
         "li", el("p", title, class_="what"), el("p", value, class_="big"),
         el("p", *delta, class_="delta"), line, class_=f"card {news}".strip(),
@@ -139,7 +139,7 @@ def _look(found: Sequence[Finding]) -> Markup:
         el("li", el("span", _SIGNS[f.kind], class_="sign", aria_label=meant[f.kind] or None,
                     role="img" if meant[f.kind] else None,
                     aria_hidden=None if meant[f.kind] else "true"),
-           f.text, class_=f.kind)
+           f.text, class_=f"is-{f.kind}")
         for f in found
     ]  # fmt: skip
     return _section("What to look at", el("ul", *items, class_="findings"))
@@ -154,7 +154,7 @@ def _trends(report: Report) -> Markup | None:
     own = [n for n in by_name if n in report.settings.kpis]
     for name in (*_TRENDS, *own):
         points = [p for p in report.points if p.kpi == name]
-        if name not in by_name or len([p for p in points if p.value]) < 2:
+        if name not in by_name or not _drawable(points):
             continue
         kpi = by_name[name].kpi
         every = report.settings.period.every
@@ -180,6 +180,11 @@ def _trends(report: Report) -> Markup | None:
                     el("div", *drawn, class_="charts wide"))  # fmt: skip
 
 
+def _drawable(points: Sequence[Point]) -> bool:
+    """Whether enough steps have a figure for a line to say something."""
+    return len([p for p in points if p.value]) > len(points) / 2
+
+
 def _news(point: Point, reading: Reading) -> str:
     if point.flag not in ("up", "down"):
         return ""
@@ -190,7 +195,7 @@ def _news(point: Point, reading: Reading) -> str:
 
 def _step(step: str, every: str) -> str:
     year, month, day = step.split("-")
-    names = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+    names = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
     return f"{names[int(month) - 1]} {year}" if every == "month" else (
         f"{int(day)} {names[int(month) - 1]}"
     )  # fmt: skip
@@ -294,10 +299,11 @@ def _customers(report: Report) -> Markup | None:
     days = report.settings.customers.lookback_days
     text = (
         f"Where customers stood at the end of the period. Value is over the {days} days before "
-        f"({_BASIS[report.value_basis]}). Segments end where they ended at the start of the "
+        f"({_BASIS[report.value_basis]}); grey bars are shares of customers, blue ones of value. "
+        "The small number is who came less who left during the period. Segments end where they ended at the start of the "
         "baseline, so that nobody moves because others bought more."
     )
-    return _section("Customers", el("p", text), el("div", *drawn, class_="charts wide"),
+    return _section("Customers", el("p", text), el("div", *drawn, class_="masonry"),
                     _segment_news(report))  # fmt: skip
 
 
@@ -321,11 +327,11 @@ def _sizes(report: Report, dimension: str, sizes: Sequence[Size]) -> Markup:
                       f"{words.percent(worth, digits=0)} of value", class_="range")),
             )
         )  # fmt: skip
-    heads = ("segment", "customers", "share of customers (grey) and of value (blue)")
+    heads = ("segment", "customers", "share of customers and value")
     title = _NAMED.get(dimension, dimension.replace("_", " "))
-    head = el("tr", *(el("th", h, scope="col", class_="wrap") for h in heads))
+    head = el("tr", *(el("th", h, scope="col") for h in heads))
     return el("div", el("table", el("caption", el("strong", title)), el("thead", head),
-                        el("tbody", *body)))  # fmt: skip
+                        el("tbody", *body), class_="sizes"))  # fmt: skip
 
 
 def _segment_news(report: Report) -> Markup:
@@ -383,13 +389,13 @@ def _matrix(report: Report, dimension: str) -> Markup:
                 continue
             change = m.value_after - m.value_before
             tds.append(el("td", f"{m.customers:,}",
-                          el("span", words.count(change) if before == after else
-                             f"{'+' if change > 0 else ''}{words.count(change)}", class_="range"),
+                          el("span", f"{'+' if change > 0 else ''}{words.count(change)}",
+                             class_="range"),
                           class_=charts.heat(m.customers / total)))  # fmt: skip
         body.append(el("tr", el("th", before, scope="row"), *tds))
     name = _NAMED.get(dimension, dimension)
-    caption = f"{name}: from (rows, start) to (columns, end): customers, and change of their value"
-    return _plain_table(caption, ("from ＼ to", *columns), body)
+    caption = f"{name}: from (rows, start) to (columns, end); below the customers, the change of their value"
+    return _plain_table(caption, ("from", *columns), body)
 
 
 def _cohorts(report: Report) -> Markup | None:
@@ -503,9 +509,7 @@ def _attribution(report: Report) -> Markup | None:
 
 
 def _rule(name: str) -> str:
-    return {"markov": "Markov chain", "shapley": "Shapley"}.get(
-        name, name.replace("_", " ")
-    )
+    return {"markov": "Markov chain", "shapley": "Shapley"}.get(name, name.replace("_", " "))
 
 
 # ------------------------------------------------------------------ proof, and trust

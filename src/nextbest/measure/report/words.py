@@ -12,7 +12,7 @@ __all__ = ["FLAGS", "amount", "change", "count", "day", "money", "moved", "perce
 
 #: How a flag reads.
 FLAGS: Final = {
-    "up": "▲ up", "down": "▼ down", "steady": "= within noise",
+    "up": "▲ up", "down": "▼ down", "steady": "within noise",
     "not enough": "not enough to say", "absent": "not measured",
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ def amount(value: float, unit: Unit, *, sign: bool = False) -> str:
     if unit == "currency":
         return money(value, sign=sign)
     plus = "+" if sign else ""
-    return f"{value:{plus},.2f}" + (" to 1" if unit == "ratio" and not sign else "")
+    return f"{value:{plus},.2f}"
 
 
 def moved(reading: Reading) -> str:
