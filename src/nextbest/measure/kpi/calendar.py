@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from itertools import pairwise
 from typing import Final, Literal
 
 from nextbest.data.contract import History
@@ -87,7 +88,7 @@ def steps(calendar: Calendar, period: Period, every: Every) -> Iterator[Period]:
     else:
         size = 1 if every == "day" else 7
         bounds = [first + timedelta(days=i) for i in range(days % size, days + 1, size)]
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         zone = calendar.zone
         yield Period(f"{every} {a.isoformat()}", _utc(a, zone), _utc(b, zone))
 

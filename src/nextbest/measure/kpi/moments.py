@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from scipy.stats import t as student
@@ -219,6 +220,6 @@ def swing(values: list[float | None]) -> Swing | None:
     known = [v for v in values if v is not None]
     if len(known) < _FEWEST_STEPS or len(known) < len(values):
         return None
-    ranges = [abs(b - a) for a, b in zip(known, known[1:], strict=False)]
+    ranges = [abs(b - a) for a, b in pairwise(known)]
     spread = sum(ranges) / len(ranges) / _D2
     return Swing(spread, len(known)) if spread > 0 else None

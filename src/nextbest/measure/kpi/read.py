@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import ibis
@@ -16,7 +17,7 @@ from nextbest.measure.kpi.calendar import Calendar, Every, steps
 from nextbest.measure.kpi.definitions import Kpi, own_sums
 from nextbest.measure.kpi.moments import Change, Moments, Swing
 from nextbest.measure.kpi.rows import CUSTOMER, PERIOD, Period, Shop, periods_table
-from nextbest.measure.many import Correction, adjusted
+from nextbest.measure.many import Correction, adjusted, level_of_each
 
 __all__ = [
     "NOT_YET_KNOWN", "Flag", "Point", "Reading", "Wide", "moments_by", "overall", "per_segment",
@@ -42,7 +43,8 @@ class Reading:
     before : the figure in the baseline.
     change : how far apart they are; None where ``why`` says why nobody can say.
     customers : with a part in the figure in the period.
-    p_adjusted : the change's p-value among all that are judged beside it.
+    together : the change with the interval that holds for all that are judged beside it at once.
+    p_adjusted : the change's p-value among all of these.
     flag : ``up`` and ``down`` are beyond noise, ``steady`` is not.
     """
 
@@ -56,6 +58,7 @@ class Reading:
     flag: Flag
     why: str = ""
     p_adjusted: float | None = None
+    together: Interval | None = None
 
     @property
     def news(self) -> Literal["good", "bad", "neutral", ""]:
@@ -75,6 +78,7 @@ class Reading:
             "dimension": self.dimension, "segment": self.segment, "customers": self.customers,
             "value": self.value and self.value.to_dict(), "before": self.before,
             "change": self.change and self.change.to_dict(), "p_adjusted": self.p_adjusted,
+            "together": self.together and self.together.to_dict(),
             "flag": self.flag, "news": self.news, "why": self.why,
         }  # fmt: skip
 
@@ -213,13 +217,18 @@ def _sums(t: ibis.Table, i: int) -> dict[str, Any]:
 
 
 def _moment(row: Mapping[str, Any], i: int) -> Moments:
-    counts = ("n", "n_before", "n_either", "active", "active_before")
+    def whole(name: str) -> int:
+        return int(row[f"{name}{i}"])
+
+    def number(name: str) -> float:
+        return float(row[f"{name}{i}"])
+
     return Moments(
-        **{c: int(row[f"{c}{i}"]) for c in counts},
-        **{a: float(row[f"{a}{i}"]) for a in "yxvu"},
-        products={p: float(row[f"{p}{i}"]) for p in moments.PRODUCTS},
-        binary=bool(row[f"binary{i}"]),
-    )
+        whole("n"), whole("n_before"), whole("n_either"),
+        number("y"), number("x"), number("v"), number("u"),
+        {p: number(p) for p in moments.PRODUCTS}, whole("active"), whole("active_before"),
+        bool(row[f"binary{i}"]),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ against the baseline
@@ -237,14 +246,15 @@ def overall(
     """
     found = wide.pair(current, baseline).get("")
     by_week = wide.single(weeks) if weeks else {}
-    read = []
-    for i, kpi in enumerate(wide.kpis):
-        swings = None
-        if kpi.over_time != "none":
-            swings = moments.swing([_value(by_week, w, i) for w in weeks])
-        m = found[i] if found else None
-        read.append(_read(kpi, "", "", m, alpha, swings, len(weeks)))
-    by_name = {r.kpi.name: r for r in _flagged(read, "holm", alpha)}
+    swings = [
+        moments.swing([_value(by_week, w, i) for w in weeks]) if k.over_time != "none" else None
+        for i, k in enumerate(wide.kpis)
+    ]
+    asked = [
+        _Asked(kpi, "", "", found[i] if found else None, swings[i], len(weeks))
+        for i, kpi in enumerate(wide.kpis)
+    ]
+    by_name = {r.kpi.name: r for r in _flagged(asked, "holm", alpha)}
     return tuple(by_name.get(k.name) or _absent(k, wide.absent[k.name]) for k in wide.all_kpis)
 
 
@@ -261,26 +271,35 @@ def per_segment(
     held against those who were champions before. Flags keep the expected share of false ones
     among them to alpha (Benjamini & Hochberg 1995). ``not yet known`` is left out.
     """
-    read = []
-    for dimension in wide.dimensions:
-        for segment, found in sorted(wide.pair(current, baseline, dimension).items()):
-            if segment != NOT_YET_KNOWN:
-                read += [
-                    _read(kpi, dimension, segment, found[i], alpha, None, 1)
-                    for i, kpi in enumerate(wide.kpis)
-                ]
-    return tuple(_flagged(read, "bh", alpha))
+    asked = [
+        _Asked(kpi, dimension, segment, found[i])
+        for dimension in wide.dimensions
+        for segment, found in sorted(wide.pair(current, baseline, dimension).items())
+        if segment != NOT_YET_KNOWN
+        for i, kpi in enumerate(wide.kpis)
+    ]
+    return tuple(_flagged(asked, "bh", alpha))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A figure to read: of whom, from which moments, and how it moves by itself."""
+
+    kpi: Kpi
+    dimension: str
+    segment: str
+    moments: Moments | None
+    swings: Swing | None = None
+    weeks: int = 1
 
 
 def _absent(kpi: Kpi, reason: str) -> Reading:
     return Reading(kpi, "", "", 0, None, None, None, "absent", reason)
 
 
-def _read(
-    kpi: Kpi, dimension: str, segment: str, m: Moments | None, alpha: float,
-    swings: Swing | None, weeks: int,
-) -> Reading:  # fmt: skip
-    place = (kpi, dimension, segment)
+def _read(asked: _Asked, alpha: float) -> Reading:
+    kpi, m = asked.kpi, asked.moments
+    place = (kpi, asked.dimension, asked.segment)
     if m is None:
         return Reading(*place, 0, None, None, None, "not enough", "there is no customer")
     shown = moments.level(m, alpha, kpi.who)
@@ -289,26 +308,37 @@ def _read(
     if kpi.today_only:
         reason = "models see customers as they are now; there is no figure for the baseline"
         return Reading(*place, m.n, shown, None, None, "not enough", reason)
-    total = kpi.over_time == "sum"
-    moved = moments.change(m, alpha, swings=swings, steps=weeks, total=total, who=kpi.who)
+    moved = _moved(asked, m, alpha)
     if isinstance(moved, str):
         return Reading(*place, m.n, shown, m.before, None, "not enough", moved)
     return Reading(*place, m.n, shown, m.before, moved, "steady")
 
 
-def _flagged(read: Sequence[Reading], how: Correction, alpha: float) -> list[Reading]:
-    judged = [r for r in read if r.change is not None]
-    p = iter(adjusted([r.change.p_value for r in judged if r.change], how))
+def _moved(asked: _Asked, m: Moments, alpha: float) -> Change | str:
+    total = asked.kpi.over_time == "sum"
+    return moments.change(
+        m, alpha, swings=asked.swings, steps=asked.weeks, total=total, who=asked.kpi.who
+    )
+
+
+def _flagged(asked: Sequence[_Asked], how: Correction, alpha: float) -> list[Reading]:
+    """Read a family of figures and flag each at the level that all of them ask for together."""
+    read = [_read(a, alpha) for a in asked]
+    p = adjusted([r.change.p_value for r in read if r.change is not None], how)
+    each = level_of_each(p, how, alpha) if p else alpha
+    corrected = iter(p)
     made = []
-    for r in read:
-        if r.change is None:
+    for a, r in zip(asked, read, strict=True):
+        if r.change is None or a.moments is None:
             made.append(r)
             continue
-        corrected = next(p)
+        own = next(corrected)
         flag: Flag = "steady"
-        if corrected <= alpha:
+        if own <= alpha:
             flag = "up" if r.change.difference.value > 0 else "down"
-        made.append(replace(r, p_adjusted=corrected, flag=flag))
+        strict = _moved(a, a.moments, each)
+        together = None if isinstance(strict, str) else strict.difference
+        made.append(replace(r, p_adjusted=own, flag=flag, together=together))
     return made
 
 
@@ -369,7 +399,7 @@ def _limits(
     ]
     if len(usable) < _FEWEST_STEPS or centre is None:
         return list(points)
-    ranges = [abs(b - a) for a, b in zip(usable, usable[1:], strict=False)]
+    ranges = [abs(b - a) for a, b in pairwise(usable)]
     width = sum(ranges) / len(ranges) / _D2
     if width == 0:
         return list(points)

@@ -167,7 +167,8 @@ def resolve(costs: Costs, assumptions: Mapping[str, Any]) -> Rates:
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     limits = {"margin_rate": 1.0, "contact": 1e9, "incentive_share": 1.0, "incremental_share": 1.0}
-    found, faults = {}, []
+    found: dict[str, float] = {}
+    faults: list[Fault] = []
     for name, limit in limits.items():
         given = getattr(costs, name)
         if given is None:
