@@ -68,7 +68,7 @@ def report(
     now = made_at or datetime.now(UTC).replace(tzinfo=None, microsecond=0)
     with _log(project, settings, days, progress) as log:
         given = Given(
-            scores=_scores(bundle, history), log=log, models=tuple(_models(project, bundle)),
+            scores=_scores(bundle), log=log, models=tuple(_models(project, bundle)),
             experiment=experiment, no_experiment=why or Given.no_experiment, simulated=simulated,
         )  # fmt: skip
         return gather(project.settings.name, history, settings, rates, zone, given,
@@ -103,17 +103,15 @@ def _bundle(project: Project) -> Bundle | None:
         return None
 
 
-def _scores(bundle: Bundle | None, history: History) -> Any:
-    """Return what models expect of every customer, beside the data; None without a value model."""
+def _scores(bundle: Bundle | None) -> Any:
+    """Return what models expect of every customer; None without a value model."""
     if bundle is None or "clv" not in bundle.profiles.columns:
         return None
-    import ibis
     import pyarrow as pa
 
     profiles = bundle.profiles
     values = profiles.matrix[:, profiles.columns.index("clv")]
-    table = pa.table({"customer_id": profiles.ids(), "clv": pa.array(values, from_pandas=True)})
-    return ibis.memtable(table)
+    return pa.table({"customer_id": profiles.ids(), "clv": pa.array(values, from_pandas=True)})
 
 
 def _models(project: Project, bundle: Bundle | None) -> Iterator[ModelHealth]:

@@ -20,8 +20,8 @@ from nextbest.measure.kpi.rows import CUSTOMER, Shop
 from nextbest.measure.kpi.settings import FILE
 
 __all__ = [
-    "GRID", "HVC", "LIFECYCLE", "RFM_ORDER", "TIERS", "UNKNOWN", "Cuts", "Migration", "assign", "cut_offs",
-    "dimensions", "migration", "place", "rfm_name",
+    "GRID", "HVC", "LIFECYCLE", "RFM_ORDER", "TIERS", "UNKNOWN", "Cuts", "Migration",
+    "assign", "cut_offs", "dimensions", "migration", "place", "rfm_name",
 ]  # fmt: skip
 
 #: Segment of each recency score (rows, 5 = bought last) and frequency score (columns 1 to 5).
@@ -332,9 +332,8 @@ def migration(
                   float(r["value_before"]), float(r["value_after"]))
         for r in found.to_pyarrow().to_pylist()
     ]  # fmt: skip
-    return tuple(
-        sorted(rows, key=lambda m: (place(dimension, m.before), place(dimension, m.after)))
-    )
+    rows.sort(key=lambda m: (place(dimension, m.before), place(dimension, m.after)))
+    return tuple(rows)
 
 
 def place(dimension: str, segment: str) -> tuple[int, str]:

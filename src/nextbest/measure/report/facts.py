@@ -79,14 +79,14 @@ class Given:
 
     Attributes
     ----------
-    scores : (customer_id, clv, ...) as models see customers now.
+    scores : Arrow table of customer_id and clv, as models see customers now.
     log : the decision log; contacts and responses then come from it.
     models : those in use.
     experiment : arms compared, or None where ``no_experiment`` says why there is none.
     simulated : outcomes are those of a simulation; the page says so on top.
     """
 
-    scores: ibis.Table | None = None
+    scores: Any = None
     log: DecisionLog | None = None
     models: tuple[ModelHealth, ...] = ()
     experiment: Experiment | None = None
@@ -221,7 +221,8 @@ def gather(
     """
     days = calendar(settings.period, history, zone, until)
     progress("prepare orders and contacts")
-    shop = Shop(history, settings, rates, given.scores, given.log)
+    scores = None if given.scores is None else ibis.memtable(given.scores)
+    shop = Shop(history, settings, rates, scores, given.log)
     now, then = days.current, days.baseline
     missing: dict[str, str] = {}
     cuts = None

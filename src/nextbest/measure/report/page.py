@@ -271,19 +271,19 @@ def _kpi(r: Reading) -> Markup:
     if r.change is None:
         cells += [("change", "–"), ("reading", el("span", r.why, class_="why"))]
         return _row(*title, *cells, picture=Markup(""))
-    d = r.change.difference
+    d = r.together or r.change.difference
     bounds = " to ".join(_difference(v, unit) for v in (d.low, d.high))
     cells.append(("change", el("span", words.moved(r), el("span", bounds, class_="range"))))
     cells.append(("reading", el("span", words.FLAGS[r.flag], class_=f"reading {r.news}")))
     # Every bar has its own scale: figures of different units have none in common.
     bound = max(abs(d.low), abs(d.high))
     style = {"good": "better", "bad": "worse"}.get(r.news, "unclear")
-    said = f"{r.kpi.title}: change {_difference(d.value, unit)}, 95% interval {bounds}"
+    said = f"{r.kpi.title}: change {_difference(d.value, unit)}, interval {bounds}"
     return _row(*title, *cells, picture=interval(d.value, d.low, d.high, bound, style, said))
 
 
 def _difference(value: float, unit: Unit) -> str:
-    return f"{100 * value:+.1f}" if unit == "share" else words.amount(value, unit, sign=True)
+    return words.points(value) if unit == "share" else words.amount(value, unit, sign=True)
 
 
 # ------------------------------------------------------------------ for whom
@@ -300,8 +300,8 @@ def _customers(report: Report) -> Markup | None:
     text = (
         f"Where customers stood at the end of the period. Value is over the {days} days before "
         f"({_BASIS[report.value_basis]}); grey bars are shares of customers, blue ones of value. "
-        "The small number is who came less who left during the period. Segments end where they ended at the start of the "
-        "baseline, so that nobody moves because others bought more."
+        "The small number is who came less who left during the period. Segments end where they "
+        "ended at the start of the baseline, so that nobody moves because others bought more."
     )
     return _section("Customers", el("p", text), el("div", *drawn, class_="masonry"),
                     _segment_news(report))  # fmt: skip
@@ -327,7 +327,7 @@ def _sizes(report: Report, dimension: str, sizes: Sequence[Size]) -> Markup:
                       f"{words.percent(worth, digits=0)} of value", class_="range")),
             )
         )  # fmt: skip
-    heads = ("segment", "customers", "share of customers and value")
+    heads = ("segment", "customers", "share of all")
     title = _NAMED.get(dimension, dimension.replace("_", " "))
     head = el("tr", *(el("th", h, scope="col") for h in heads))
     return el("div", el("table", el("caption", el("strong", title)), el("thead", head),
@@ -354,8 +354,9 @@ def _segment_news(report: Report) -> Markup:
         )  # fmt: skip
     more = len(flagged) - _MOST
     caption = f"{len(flagged)} of {judged:,} figures of single segments moved by more than noise"
+    heads = ("segment", "figure", "baseline", "period", "change", "reading")
     return el(
-        "div", _table(caption, body, "segment", "figure", "baseline", "period", "change", "reading"),
+        "div", _table(caption, body, *heads),
         el("p", f"And {more} more in segments.parquet.") if more > 0 else None,
     )  # fmt: skip
 
@@ -367,7 +368,9 @@ def _moves(report: Report) -> Markup | None:
     came, left = slipped(report)
     text = (
         f"{sum(m.customers for m in came):,} customers came into the top value tier over the "
-        f"period and {sum(m.customers for m in left):,} left it."
+        f"period and {sum(m.customers for m in left):,} left it. Rows are where customers stood "
+        "at its start, columns where they stand at its end; the small number is by how much their "
+        "value has changed."
     )
     drawn = [_matrix(report, d) for d in ("value_tier", "lifecycle")]
     return _section("Who moved", el("p", text), el("div", *drawn, class_="charts wide"))
@@ -394,7 +397,7 @@ def _matrix(report: Report, dimension: str) -> Markup:
                           class_=charts.heat(m.customers / total)))  # fmt: skip
         body.append(el("tr", el("th", before, scope="row"), *tds))
     name = _NAMED.get(dimension, dimension)
-    caption = f"{name}: from (rows, start) to (columns, end); below the customers, the change of their value"
+    caption = f"{name}: from row to column"
     return _plain_table(caption, ("from", *columns), body)
 
 
@@ -487,12 +490,10 @@ def _attribution(report: Report) -> Markup | None:
     caption = f"Responses credited to each {what}, by rule"
     heads = [what, *(_rule(r) for r in RULES)]
     experiment = report.given.experiment
-    contradicts = (
-        "There is an experiment: what it says about the effect of contacts holds, and these "
-        "credits do not contradict it."
-        if experiment is not None and not experiment.blocked
-        else "Only an experiment could say what the contacts caused."
-    )
+    contradicts = "Only an experiment could say what the contacts caused."
+    if experiment is not None and not experiment.blocked and experiment.overall:
+        said = experiment.overall[0].verdict
+        contradicts = f"What contacts caused, the experiment says, and it holds: {said}"
     few = found.several / total if total else 0.0
     return _section(
         "Attribution",
@@ -545,7 +546,7 @@ def _model(m: ModelHealth) -> Markup:
     made = f"version {m.version}, trained {words.day(m.trained_at.date())}"
     base = "–" if m.baseline is None else f"{m.baseline:,.4g}"
     checks = [
-        el("span", f"{what} {figure:.3g} ({'within' if ok else 'beyond'} {limit:.3g})",
+        el("span", f"{what} {figure:.3g} (limit {limit:.3g}{'' if ok else ', beyond it'})",
            class_="range")
         for what, figure, limit, ok in m.checks
     ]  # fmt: skip
@@ -566,7 +567,8 @@ def _how_to_read(report: Report) -> Markup:
     points = [
         "Beyond noise: a change is flagged where it exceeds both what chance among customers and, "
         "for figures that add up over time, the usual swing from week to week explain, at 95%, all "
-        "figures judged together (Holm; for single segments Benjamini and Hochberg).",
+        "figures judged together (Holm; for single segments Benjamini and Hochberg). The bars hold "
+        "for all figures of the list at once.",
         "No season is taken out. Against the days before, a change may be the time of year; with "
         'two years of data, baseline = "year before" compares with the same weeks.',
         f"Answers count within {p.response_days} days. Contacts whose time is not over are not "

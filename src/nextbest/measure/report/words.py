@@ -8,7 +8,18 @@ from typing import Final
 from nextbest.measure.kpi.definitions import Unit
 from nextbest.measure.kpi.read import Reading
 
-__all__ = ["FLAGS", "amount", "change", "count", "day", "money", "moved", "percent", "span"]
+__all__ = [
+    "FLAGS",
+    "amount",
+    "change",
+    "count",
+    "day",
+    "money",
+    "moved",
+    "percent",
+    "points",
+    "span",
+]
 
 #: How a flag reads.
 FLAGS: Final = {
@@ -17,9 +28,18 @@ FLAGS: Final = {
 }  # fmt: skip
 
 
+#: Below this share one decimal says too little.
+_SMALL: Final = 0.02
+
+
 def percent(value: float, *, sign: bool = False, digits: int = 1) -> str:
     """Return a share as a percentage."""
     return f"{100 * value:{'+' if sign else ''},.{digits}f}%"
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in percentage points."""
+    return f"{100 * value:+.{2 if abs(value) < _SMALL / 10 else 1}f}"
 
 
 def money(value: float, *, sign: bool = False) -> str:
@@ -39,7 +59,7 @@ def count(value: float) -> str:
 def amount(value: float, unit: Unit, *, sign: bool = False) -> str:
     """Return a figure in its unit."""
     if unit == "share":
-        return percent(value, sign=sign)
+        return percent(value, sign=sign, digits=2 if abs(value) < _SMALL else 1)
     if unit == "currency":
         return money(value, sign=sign)
     plus = "+" if sign else ""
@@ -52,7 +72,7 @@ def moved(reading: Reading) -> str:
     if found is None:
         return ""
     if reading.kpi.unit == "share":
-        return f"{100 * found.difference.value:+.1f} points"
+        return f"{points(found.difference.value)} points"
     if found.relative is not None:
         return percent(found.relative, sign=True)
     return amount(found.difference.value, reading.kpi.unit, sign=True)
