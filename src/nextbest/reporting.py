@@ -142,7 +142,7 @@ def _models(project: Project, bundle: Bundle | None) -> Iterator[ModelHealth]:
             limit = _calibration_limit(project, name)
             ece = figures["ece"].value
             checks.append(("calibration error", ece, limit, ece <= limit))
-        status, moved = drift.get(name, ("not measured yet: nextbest refresh does", ()))
+        status, moved = drift.get(name, ("not measured", ()))
         yield ModelHealth(
             name, version.version, version.created_at, metric, own.value, own.low, own.high,
             version.baseline.name if version.baseline else "", base.value if base else None,

@@ -24,7 +24,8 @@ UNTIL = DAY_0 + timedelta(days=168)
 SETTINGS = ReportSettings(
     period=PeriodSettings(days=DAYS, response_days=7),
     customers=CustomerSettings(
-        lookback_days=84, churn_days=20, at_risk_days=20, lapsed_days=40, by=("region",)
+        lookback_days=42, hvc_share=0.4, churn_days=20, at_risk_days=20, lapsed_days=40,
+        by=("region",),
     ),
 )
 RATES = Rates(margin_rate=0.5, contact=1.0)
@@ -95,12 +96,12 @@ COPIES = 40
 
 
 def kinds() -> History:
-    """Return five kinds of customers, forty of each.
+    """Return six kinds of customers, forty of each.
 
     ``often`` orders 10 on days 60, 80, 100 and 120, then 20 on 145 and 155; ``once`` orders 30 on
     110, 115 and 150; ``gone`` orders 40 on 118 and never again; ``new`` orders 50 on 160;
     ``never`` was contacted on 130 and has not bought, was contacted again on 142 and bought for 60
-    on 144, and answered the offer.
+    on 144, and answered the offer. ``big`` orders 100 on 75 and on 150.
     """
     people, orders, contacts, responses, events = {}, [], [], [], []
     bought = {
@@ -109,6 +110,7 @@ def kinds() -> History:
         "gone": [(118, 40)],
         "new": [(160, 50)],
         "never": [(144, 60)],
+        "big": [(75, 100), (150, 100)],
     }
     for kind, lines in bought.items():
         for i in range(COPIES):

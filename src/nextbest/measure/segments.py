@@ -16,7 +16,7 @@ import ibis
 from nextbest.decide.rules import Column, compile_rule
 from nextbest.errors import ConfigError, DataError, Fault, RuleError, did_you_mean
 from nextbest.measure.kpi.definitions import HVC, typed
-from nextbest.measure.kpi.rows import CUSTOMER, Shop
+from nextbest.measure.kpi.rows import CUSTOMER, UNKNOWN, Shop
 from nextbest.measure.kpi.settings import FILE
 
 __all__ = [
@@ -46,8 +46,6 @@ _ORDERS: Final[Mapping[str, Sequence[str]]] = {
 }  # fmt: skip
 _FIFTHS: Final = (0.2, 0.4, 0.6, 0.8)
 _FEWEST: Final = 50
-#: Segment of customers of whom a column says nothing.
-UNKNOWN: Final = "unknown"
 _REST: Final = "others"
 
 

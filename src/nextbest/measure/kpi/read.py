@@ -16,7 +16,14 @@ from nextbest.measure.kpi import moments
 from nextbest.measure.kpi.calendar import Calendar, Every, steps
 from nextbest.measure.kpi.definitions import Kpi, own_sums
 from nextbest.measure.kpi.moments import Change, Moments, Swing
-from nextbest.measure.kpi.rows import CUSTOMER, PERIOD, Period, Shop, periods_table
+from nextbest.measure.kpi.rows import (
+    CUSTOMER,
+    PERIOD,
+    UNKNOWN,
+    Period,
+    Shop,
+    periods_table,
+)
 from nextbest.measure.many import Correction, adjusted, level_of_each
 
 __all__ = [
@@ -152,7 +159,12 @@ class Wide:
             schema=ibis.schema({PERIOD: "string", "moment": "timestamp"}),
         )
         t = t.inner_join(when, PERIOD)
-        parted = assigned.select("moment", CUSTOMER, *dimensions)
+        # What the customers table says holds for new customers too.
+        own = [d for d in dimensions if d in shop.settings.customers.by]
+        people = shop.tables["customers"]
+        about = {d: people[d].cast("string").fill_null(UNKNOWN) for d in own}
+        t = t.left_join(people.select(CUSTOMER, **about), CUSTOMER).drop(f"{CUSTOMER}_right")
+        parted = assigned.select("moment", CUSTOMER, *(d for d in dimensions if d not in own))
         t = t.left_join(parted, ["moment", CUSTOMER])
         t = t.drop(*(c for c in t.columns if c.endswith("_right")))
         named = {d: t[d].fill_null(NOT_YET_KNOWN) for d in dimensions}

@@ -19,10 +19,12 @@ from nextbest.data.contract import History
 from nextbest.measure.kpi.settings import FILE, Rates, ReportSettings
 from nextbest.measure.log import DecisionLog, answered
 
-__all__ = ["CUSTOMER", "NOT_ANSWERS", "PERIOD", "Period", "Shop", "periods_table"]
+__all__ = ["CUSTOMER", "NOT_ANSWERS", "PERIOD", "UNKNOWN", "Period", "Shop", "periods_table"]
 
 CUSTOMER: Final = "customer_id"
 PERIOD: Final = "period"
+#: Segment of customers of whom a column says nothing.
+UNKNOWN: Final = "unknown"
 #: Responses that say no, or that say nothing yet; every other type is an answer.
 NOT_ANSWERS: Final = (
     "impression", "open", "click", "refusal", "unsubscribe", "complaint", "bounce", "return",

@@ -73,6 +73,8 @@ def campaigns(
     made = []
     for name, (rate, worth) in moments_by(people, by, 2).items():
         shown = moments.level(rate, alpha, "contacted in time for an answer")
+        if not rate.x:
+            shown = "too early: no contact's time to answer is over"
         each = moments.level(worth, alpha) if priced else ""
         made.append(
             Campaign(

@@ -479,8 +479,9 @@ def _attribution(report: Report) -> Markup | None:
     total = found.responses
     shown = found.credits[:_MOST]
     bound = max((v for c in shown for v in c.responses.values()), default=1.0)
+    titles = {o.name: o.title for o in report.offers} if found.by == "offer" else {}
     body = [
-        el("tr", el("th", c.name, scope="row", role="rowheader"),
+        el("tr", el("th", titles.get(c.name, c.name), scope="row", role="rowheader"),
            *(el("td", bar(v, bound, "of"), f"{v:,.1f}", data_label=_rule(rule), class_="num",
                 role="cell")
              for rule, v in c.responses.items()), role="row")
