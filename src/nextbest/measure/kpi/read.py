@@ -36,6 +36,7 @@ NOT_YET_KNOWN: Final = "not yet known"
 #: Steps of the baseline that limits of a series need.
 _FEWEST_STEPS: Final = 8
 _D2: Final = 1.128
+_APART: Final = "\x1f"
 
 Flag = Literal["up", "down", "steady", "not enough", "absent"]
 
@@ -144,6 +145,8 @@ class Wide:
         self.absent = {k.name: reason for k in kpis if (reason := k.needs(shop))}
         self.kpis = tuple(k for k in kpis if k.name not in self.absent)
         self.all_kpis = tuple(kpis)
+        self._pairs: dict[tuple[str, str], dict[str, dict[str, list[Moments]]]] = {}
+        self._singles: dict[str, list[Moments]] | None = None
         self.dimensions = tuple(dimensions)
         t = shop.rows(periods)
         for part in own_sums(shop, periods_table(periods)):
@@ -175,11 +178,19 @@ class Wide:
             terms[f"x{i}"] = k.bottom(t).cast("float64").fill_null(0.0)
         self.table = shop.keep(t.select(PERIOD, CUSTOMER, *dimensions, **terms))
 
-    def pair(self, current: str, baseline: str, dimension: str = "") -> dict[str, list[Moments]]:
-        """Return the moments of all figures, now against the baseline, by segment."""
+    def pairs(self, current: str, baseline: str) -> dict[str, dict[str, list[Moments]]]:
+        """Return the moments of all figures, now against the baseline, by dimension and segment.
+
+        The dimension of everybody has no name, nor has its one segment.
+        """
+        key = (current, baseline)
+        if key not in self._pairs:
+            self._pairs[key] = self._add_up(current, baseline)
+        return self._pairs[key]
+
+    def _add_up(self, current: str, baseline: str) -> dict[str, dict[str, list[Moments]]]:
         t = self.table
         t = t.filter(t[PERIOD].isin([current, baseline]))
-        t = t.mutate(segment=t[dimension] if dimension else ibis.literal(""))
         now = t[PERIOD] == current
         each = {}
         for i in range(len(self.kpis)):
@@ -187,16 +198,27 @@ class Wide:
                 ("y", now, f"y{i}"), ("x", now, f"x{i}"), ("v", ~now, f"y{i}"),
                 ("u", ~now, f"x{i}"),
             ):  # fmt: skip
-                each[f"{name}{i}"] = mask.ifelse(t[column], 0.0).sum()
-        people = t.group_by("segment", CUSTOMER).aggregate(**each)
-        return moments_by(people, "segment", len(self.kpis))
+                each[f"{name}{i}"] = mask.ifelse(t[column], 0.0)
+        t = t.select(CUSTOMER, *self.dimensions, **each)
+        # One query for all dimensions: each customer is once in every one of them.
+        parts = [
+            t.select(CUSTOMER, *each, cell=ibis.literal(f"{d}{_APART}") + (t[d] if d else ""))
+            for d in ("", *self.dimensions)
+        ]
+        cells = ibis.union(parts[0], *parts[1:]) if len(parts) > 1 else parts[0]
+        people = cells.group_by("cell", CUSTOMER).aggregate(**{c: cells[c].sum() for c in each})
+        found: dict[str, dict[str, list[Moments]]] = {d: {} for d in ("", *self.dimensions)}
+        for cell, sums in moments_by(people, "cell", len(self.kpis)).items():
+            dimension, _, segment = cell.partition(_APART)
+            found[dimension][segment] = sums
+        return found
 
-    def single(self, names: Sequence[str]) -> dict[str, list[Moments]]:
+    def singles(self) -> dict[str, list[Moments]]:
         """Return the moments of all figures by period, without a baseline."""
-        t = self.table
-        t = t.filter(t[PERIOD].isin(list(names)))
-        zero = {f"{a}{i}": ibis.literal(0.0) for i in range(len(self.kpis)) for a in "vu"}
-        return moments_by(t.mutate(**zero), PERIOD, len(self.kpis))
+        if self._singles is None:
+            zero = {f"{a}{i}": ibis.literal(0.0) for i in range(len(self.kpis)) for a in "vu"}
+            self._singles = moments_by(self.table.mutate(**zero), PERIOD, len(self.kpis))
+        return self._singles
 
 
 def moments_by(people: ibis.Table, by: str, count: int) -> dict[str, list[Moments]]:
@@ -256,8 +278,8 @@ def overall(
     weeks : names of the baseline's weeks, in order, from which the usual swing is taken.
     alpha : of every interval, and of a false flag among all figures (Holm 1979).
     """
-    found = wide.pair(current, baseline).get("")
-    by_week = wide.single(weeks) if weeks else {}
+    found = wide.pairs(current, baseline)[""].get("")
+    by_week = wide.singles() if weeks else {}
     swings = [
         moments.swing([_value(by_week, w, i) for w in weeks]) if k.over_time != "none" else None
         for i, k in enumerate(wide.kpis)
@@ -286,7 +308,7 @@ def per_segment(
     asked = [
         _Asked(kpi, dimension, segment, found[i])
         for dimension in wide.dimensions
-        for segment, found in sorted(wide.pair(current, baseline, dimension).items())
+        for segment, found in sorted(wide.pairs(current, baseline)[dimension].items())
         if segment != NOT_YET_KNOWN
         for i, kpi in enumerate(wide.kpis)
     ]
@@ -368,7 +390,7 @@ def series(wide: Wide, calendar: Calendar, every: Every, alpha: float = 0.05) ->
     """
     spans = [(p, True) for p in steps(calendar, calendar.baseline, every)]
     spans += [(p, False) for p in steps(calendar, calendar.current, every)]
-    found = wide.single([p.name for p, _ in spans])
+    found = wide.singles()
     made: list[Point] = []
     for i, kpi in enumerate(wide.kpis):
         if kpi.today_only:

@@ -36,7 +36,7 @@ def nice(low: float, high: float, most: int = 4) -> list[float]:
     """Return a few round numbers that cover a range."""
     if not math.isfinite(low) or not math.isfinite(high):
         return [0.0, 1.0]
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))

@@ -39,7 +39,7 @@ def percent(value: float, *, sign: bool = False, digits: int = 1) -> str:
 
 def points(value: float) -> str:
     """Return a difference of shares in percentage points."""
-    return f"{100 * value:+.{2 if abs(value) < _SMALL / 10 else 1}f}"
+    return f"{100 * value:+.{2 if 0 < abs(value) < _SMALL / 10 else 1}f}"
 
 
 def money(value: float, *, sign: bool = False) -> str:
@@ -59,7 +59,7 @@ def count(value: float) -> str:
 def amount(value: float, unit: Unit, *, sign: bool = False) -> str:
     """Return a figure in its unit."""
     if unit == "share":
-        return percent(value, sign=sign, digits=2 if abs(value) < _SMALL else 1)
+        return percent(value, sign=sign, digits=2 if 0 < abs(value) < _SMALL else 1)
     if unit == "currency":
         return money(value, sign=sign)
     plus = "+" if sign else ""
