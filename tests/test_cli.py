@@ -69,7 +69,7 @@ def test_the_commands_are_these(cli: Run) -> None:
     assert sorted(commands()) == [
         "check", "compare", "decide", "demo", "evaluate", "experiment plan", "experiment read",
         "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
-        "replay", "rollback", "serve", "simulate", "train",
+        "replay", "report", "rollback", "serve", "simulate", "train",
     ]  # fmt: skip
     ran = cli("--help")
     assert ran.code == 0

@@ -24,7 +24,11 @@ UNTIL = DAY_0 + timedelta(days=168)
 SETTINGS = ReportSettings(
     period=PeriodSettings(days=DAYS, response_days=7),
     customers=CustomerSettings(
-        lookback_days=42, hvc_share=0.4, churn_days=20, at_risk_days=20, lapsed_days=40,
+        lookback_days=42,
+        hvc_share=0.4,
+        churn_days=20,
+        at_risk_days=20,
+        lapsed_days=40,
         by=("region",),
     ),
 )

@@ -12,13 +12,12 @@ from typing import Any, Final, Literal
 
 import ibis
 
-from nextbest.data.contract import History
 from nextbest.decide.rules import Column, ColumnType, compile_formula
 from nextbest.errors import ConfigError, Fault, RuleError
 from nextbest.measure.kpi.rows import Shop
 from nextbest.measure.kpi.settings import FILE, OwnKpi, ReportSettings
 
-__all__ = ["BUILT_IN", "HVC", "Kpi", "declared", "own_sums", "own_terms"]
+__all__ = ["BUILT_IN", "HVC", "Kpi", "declared", "own_sums", "own_terms", "typed"]
 
 #: The value tier whose customers count as high-value.
 HVC: Final = "high"
@@ -205,7 +204,9 @@ def _column(name: str, part: str) -> str:
 # ------------------------------------------------------------------ the project's own
 
 
-def own_terms(history: History, settings: ReportSettings) -> dict[str, tuple[str, dict[str, str]]]:
+def own_terms(
+    tables: Mapping[str, ibis.Table], settings: ReportSettings
+) -> dict[str, tuple[str, dict[str, str]]]:
     """Return each own key figure's table, and its columns as SQL of the rule language.
 
     Raises
@@ -219,9 +220,9 @@ def own_terms(history: History, settings: ReportSettings) -> dict[str, tuple[str
         where = f"{FILE}: [kpis.{name}]"
         if name in taken:
             faults.append(Fault(where, "there is a key figure of that name", "another name"))
-        if kpi.table not in history.tables:
+        if kpi.table not in tables:
             continue
-        columns = typed(history.tables[kpi.table])
+        columns = typed(tables[kpi.table])
         terms = {}
         for part, text in (("top", kpi.numerator), ("bottom", kpi.denominator)):
             if text is None:
@@ -246,7 +247,7 @@ def own_sums(shop: Shop, when: ibis.Table) -> list[ibis.Table]:
     times = {"transactions": "ordered_at", "events": "event_at", "contacts": "contacted_at",
              "responses": "responded_at"}  # fmt: skip
     made = []
-    for table, terms in own_terms(shop.history, shop.settings).values():
+    for table, terms in own_terms(shop.tables, shop.settings).values():
         source, at = shop.tables[table], times[table]
         sums = {column: f"CAST({sql} AS DOUBLE)" for column, sql in terms.items()}
         lines = shop.computed(source, sums)
