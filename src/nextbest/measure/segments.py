@@ -15,6 +15,7 @@ import ibis
 
 from nextbest.decide.rules import Column, compile_rule
 from nextbest.errors import ConfigError, DataError, Fault, RuleError, did_you_mean
+from nextbest.measure.kpi.check import RULE_COLUMNS
 from nextbest.measure.kpi.definitions import HVC, typed
 from nextbest.measure.kpi.rows import CUSTOMER, UNKNOWN, Shop
 from nextbest.measure.kpi.settings import FILE
@@ -256,9 +257,8 @@ def _with_channel(shop: Shop, t: ibis.Table) -> ibis.Table:
 
 
 def _with_rules(shop: Shop, t: ibis.Table) -> ibis.Table:
-    columns: Mapping[str, Column] = {
-        name: c for name, c in typed(t).items() if name not in ("from_", "since")
-    }
+    known = {*RULE_COLUMNS, "channel", *shop.tables["customers"].columns}
+    columns: Mapping[str, Column] = {n: c for n, c in typed(t).items() if n in known}
     faults: list[Fault] = []
     chosen = {}
     for name, rules in shop.settings.segments.items():

@@ -50,8 +50,9 @@ def report_faults(
     people = tables["customers"]
     for name in settings.customers.by:
         if name not in people.columns:
-            yield Fault(f"{FILE}: [customers]", f'by names column "{name}"', "a column of customers",
-                        action=did_you_mean(name, people.columns))  # fmt: skip
+            expected, hint = "a column of customers", did_you_mean(name, people.columns)
+            problem = f'by names column "{name}"'
+            yield Fault(f"{FILE}: [customers]", problem, expected, action=hint)
     yield from rule_faults(settings, {**typed(people), **RULE_COLUMNS})
     try:
         own_terms(tables, settings)
