@@ -1,6 +1,7 @@
 """``nextbest report`` on a shop that has models, on one that has none, and what it refuses."""
 
 import json
+from datetime import timedelta
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,9 +9,12 @@ from commands import Run, Toy
 
 from nextbest import jobs
 from nextbest.errors import ConfigError
+from nextbest.logbook import store_of
 from nextbest.measure.kpi.settings import Costs, ReportSettings, read_report_settings, resolve
+from nextbest.measure.report.page import render
 from nextbest.project import Project
 from nextbest.reporting import report
+from nextbest.serve.records import Outcome
 
 
 def put(folder, text):
@@ -123,9 +127,38 @@ def test_a_project_without_the_file_gets_the_defaults(tmp_path):
     assert read_report_settings(tmp_path) == ReportSettings()
 
 
-def test_a_scheduler_gets_the_same_report(fresh):
+def test_the_decision_log_says_whom_offers_reached_and_what_holding_out_shows(shop, cli: Run):
+    with (shop / "serving" / "policy.toml").open("a") as policy:
+        policy.write('\n[holdout]\nsalt = "a salt of the shop\'s own"\nshare = 0.4\n')
+    assert cli("decide", "--project", shop, "--channel", "mail", "--record").code == 0
+    with store_of(Project.open(shop)) as store:
+        (part,) = store.decision_parts(10_000)
+        made = [d for d in part if d.contacts]
+        at = made[0].decided_at + timedelta(days=2)
+        store.record_outcomes([
+            Outcome(f"o{i}", d.customer_id, d.contacts[0].offer_id, "conversion", at, 12.5)
+            for i, d in enumerate(made) if i % 2
+        ])  # fmt: skip
+    ran = cli("report", "--project", shop, "--json", "--days", 84)
+    assert ran.code == 0, ran.err
+    facts = ran.json
+    assert facts["contacts_from"] == "log"
+    assert sum(o["contacts"] for o in facts["offers"]) == len(made)
+    # Decided on 1 December: the 28 days of every contact are over by the end of the data.
+    assert all(o["closed"] == o["contacts"] for o in facts["offers"])
+    assert sum(o["answered"] for o in facts["offers"]) == len(made) // 2
+    assert facts["kpis"] and facts["experiment"] is not None
+    assert set(facts["experiment"]["balance"]["counts"]) >= {"policy", "holdout"}
+    credited = sum(c["responses"]["linear"] for c in facts["attribution"]["credits"])
+    assert credited == pytest.approx(len(made) // 2)
+    page = (shop / ".nextbest" / "report" / "report.html").read_text("utf-8")
+    assert "From the decision log" in page and "What contacts caused, the experiment says" in page
+
+
+def test_a_scheduler_makes_it_without_the_command_line(fresh):
     project = Project.open(fresh)
     history = project.history()
-    made = [report(project, history=history, made_at=history.observed_until, simulated=True)
-            for _ in range(2)]  # fmt: skip
-    assert made[0].to_dict() == made[1].to_dict() and made[0].to_dict()["simulated"]
+    made = report(project, history=history, made_at=history.observed_until, simulated=True)
+    facts = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert facts["simulated"] and facts["period"] == {"from": "2023-10-02", "to": "2023-12-31"}
+    assert "Simulated outcomes" in render(made)
