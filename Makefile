@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 # One more than cores: some tests wait for servers that they started.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: help setup demo test lint bench serve mlflow clean
+.PHONY: help setup demo test coverage lint bench kill serve mlflow clean
 help:
 	@echo "make demo    set up, then run the whole job on real data"
 	@echo "make test    everything that CI runs"
 	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make coverage  the same tests, and the lines that none of them runs"
 	@echo "make bench   side-by-side benchmarks"
+	@echo "make kill    100 times kill -9 under load: is all there that was acknowledged?"
 	@echo "make serve   the API on http://127.0.0.1:8000 (documentation at /docs)"
 	@echo "make mlflow  the MLflow UI on http://127.0.0.1:5000"
 
@@ -19,7 +21,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("nextbest needs Python 3.11 or later; run: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,onnx,postgres,tune]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,onnx,otel,postgres,tune]'
 	touch $@
 
 demo: setup
@@ -32,13 +34,17 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	# A file stays with one worker, so that its fixtures are made once. Coverage is measured where
-	# parts are tested one by one: tracing would take whole shops half as long again.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m whole
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not whole" --cov --cov-report=term:skip-covered
+	# A file stays with one worker, so that its fixtures are made once.
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+coverage: lint
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+kill: setup
+	$(BIN)/python tests/serve/killing.py
 
 serve: setup
 	$(BIN)/nextbest serve --insecure

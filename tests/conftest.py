@@ -20,7 +20,11 @@ from hypothesis import HealthCheck, settings
 # No test is timed: a busy machine may not fail one. The same examples every time, so that a
 # failure here is a failure everywhere.
 settings.register_profile(
-    "nextbest", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "nextbest",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("nextbest")
 
@@ -32,6 +36,7 @@ _WHOLE = (
     "test_registry.py",
     "test_other_shops.py",
     "test_cli.py",  # not beside test_jobs.py: one of the two would wait for the toy shop
+    "test_cli_store.py",
     "test_demo.py",
     "test_guide.py",
     "test_starbucks.py",
@@ -46,12 +51,9 @@ _WHOLE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark and begin with the slow files: else the last worker is left alone with one of them."""
+    """Begin with the slow files: else the last worker is left alone with one of them."""
     rank = {name: i for i, name in enumerate(_WHOLE)}
     items.sort(key=lambda item: rank.get(item.path.name, len(_WHOLE)))
-    for item in items:
-        if item.path.name in rank:
-            item.add_marker("whole")
 
 
 @pytest.fixture(scope="session", autouse=True)

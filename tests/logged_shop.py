@@ -35,7 +35,7 @@ EPSILON = f"""
 [exploration]
 salt = "{SALT}"
 policy = "epsilon"
-epsilon = 0.5
+epsilon = 0.8
 """
 
 

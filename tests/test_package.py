@@ -18,11 +18,11 @@ SRC = Path(nextbest.__file__).parents[1]
 
 PUBLIC = [
     "BetaGeoNBD", "Block", "BuysCategory", "CustomerLifetimeValue", "Examples", "Feature",
-    "FeatureGroup", "FutureValue", "GammaGamma", "History", "Label", "Model", "ModifiedBetaGeoNBD",
-    "NextbestError", "NoPurchase", "ParetoNBD", "Past", "Response", "RunRate", "SignedLog1p",
-    "SingleFeature", "TopShareOfValue", "TypeRateTimesHistory", "__version__", "average", "blend",
-    "create_app", "days_between", "deviation", "feature_group", "linear", "select", "summarise",
-    "total",
+    "FeatureGroup", "FutureValue", "GammaGamma", "History", "Label", "Live", "Model",
+    "ModifiedBetaGeoNBD", "NextbestError", "NoPurchase", "ParetoNBD", "Past", "Response",
+    "RunRate", "SignedLog1p", "SingleFeature", "TopShareOfValue", "TypeRateTimesHistory",
+    "__version__", "average", "blend", "create_app", "days_between", "deviation",
+    "feature_group", "follow", "linear", "select", "summarise", "total",
 ]  # fmt: skip
 
 HEAVY = (

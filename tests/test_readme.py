@@ -171,6 +171,7 @@ def check_curl(words: Sequence[str]) -> None:
         "/v1/decisions": schemas.DecisionRequest,
         "/v1/decisions/batch": schemas.BatchRequest,
         "/v1/outcomes": schemas.OutcomeReport,
+        "/v1/events": schemas.EventReport,
     }
     for body in bodies:
         models[found[0][1]].model_validate_json(body)
@@ -452,7 +453,9 @@ def test_documents_have_the_shape_of_the_api(block: Block) -> None:
         assert CODES[problem.code].title == problem.title
         assert problem.status in CODES[problem.code].statuses
     elif "results" in document:
-        schemas.OutcomesAnswer.model_validate(document)
+        of_event = "event_id" in document["results"][0]
+        kind = schemas.EventsAnswer if of_event else schemas.OutcomesAnswer
+        kind.model_validate(document)
     elif "decision_id" in document:
         schemas.DecisionAnswer.model_validate(document)
     elif "customer_id" in document:

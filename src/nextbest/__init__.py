@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         days_between,
         deviation,
         feature_group,
+        follow,
         select,
         summarise,
         total,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         Response,
         TopShareOfValue,
     )
+    from nextbest.data.live import Live
     from nextbest.errors import NextbestError
     from nextbest.learn.baselines import RunRate, SingleFeature, TypeRateTimesHistory
     from nextbest.learn.clv import (
@@ -60,6 +62,7 @@ _HOMES = {
     "GammaGamma": "nextbest.learn.clv",
     "History": "nextbest.data.contract",
     "Label": "nextbest.data.labels",
+    "Live": "nextbest.data.live",
     "Model": "nextbest.learn.model",
     "ModifiedBetaGeoNBD": "nextbest.learn.clv",
     "NextbestError": "nextbest.errors",
@@ -78,6 +81,7 @@ _HOMES = {
     "days_between": "nextbest.data.features",
     "deviation": "nextbest.data.features",
     "feature_group": "nextbest.data.features",
+    "follow": "nextbest.data.features",
     "linear": "nextbest.learn.estimators",
     "select": "nextbest.data.features",
     "summarise": "nextbest.data.features",
@@ -96,6 +100,7 @@ __all__ = [
     "GammaGamma",
     "History",
     "Label",
+    "Live",
     "Model",
     "ModifiedBetaGeoNBD",
     "NextbestError",
@@ -115,6 +120,7 @@ __all__ = [
     "days_between",
     "deviation",
     "feature_group",
+    "follow",
     "linear",
     "select",
     "summarise",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from nextbest.cli_options import HERE, Json, ProjectDir, show_json
@@ -28,7 +27,7 @@ def bias(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """What groups of people get from the policy; approves or refuses it."""
+    """Whether groups of people get the same from a policy."""
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import approvals, runtime
@@ -139,6 +138,8 @@ def _below(channel: str, attribute: str, below: dict[str, Any]) -> str:
 
 def _divisions(state: State) -> dict[str, Segments]:
     """Return how the sensitive columns divide customers."""
+    import numpy as np
+
     from nextbest.decide.whatif import Segments
 
     rules, divisions = state.rules.tables.sensitive, {}

@@ -18,6 +18,7 @@ from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
 from nextbest.cli_report import report
 from nextbest.cli_simulate import simulate
+from nextbest.cli_store import audit_app, customers_app
 from nextbest.errors import InternalError, NextbestError, UsageError
 from nextbest.evaluate import evaluate
 
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
+app.add_typer(customers_app, name="customers")
 app.add_typer(experiment_app, name="experiment")
 
 # What typer raises for a misuse: it exports only the children of this class.
@@ -174,7 +177,7 @@ def features(project: ProjectDir = HERE, json_: Json = False) -> None:
         step("look at the data's columns")
         found, missing = jobs.features(opened)
     if json_:
-        _show({"features": [vars(f) for f in found], "unavailable": list(missing)})
+        _show({"features": [f.to_dict() for f in found], "unavailable": list(missing)})
         return
     show.out(*show.features(found))
     print(f"{len(found)} features.")
@@ -296,11 +299,11 @@ def rollback(
     json_: Json = False,
 ) -> None:
     """Give the champion's place back to the one before it."""
+    from nextbest import jobs
     from nextbest.project import Project
 
     opened = Project.open(project)
-    opened.model(model)
-    back = opened.registry().rollback(model, reason=reason)
+    back = jobs.rollback(opened, model, opened.registry(), reason=reason)
     if json_:
         _show({"model": model, "version": back.version})
         return
@@ -363,6 +366,7 @@ def decide(
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import batch, decisions, recording, runtime
+    from nextbest.serve.audit import local_actor
 
     if explain and customer is None:
         raise UsageError("--explain", "it explains one decision", expected="--customer ID with it")
@@ -399,13 +403,16 @@ def decide(
             names, fault = state.bundle.score_names, state.ignored_prices(made)
             answer, trace = recording.answer_of(made, 0, names, fault), None
             if explain:
-                moved = recording.contributions_of(state.shaper, answer)
+                news = made.audience.live.get(customer)
+                moved = recording.contributions_of(state.shaper, answer, news)
                 trace = recording.explained(made, 0, moved)
             if json_:
                 _show({**answer, "trace": trace} if explain else answer)
             else:
                 show.out(*show.decision(answer, trace))
             return
+        if policy is None:
+            runtime.note_configuration(store, state, local_actor())
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
             summary = batch.decide_batch(
@@ -497,7 +504,9 @@ def serve(
     project: ProjectDir = HERE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one on each core by default.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No API keys; loopback only.")
     ] = False,
@@ -535,6 +544,9 @@ def keys_create(
     name: Annotated[str, typer.Option(help="What the key is for, such as web.")],
     scope: Annotated[list[str], typer.Option(help="decide, outcomes, read or admin; repeatable.")],
     project: ProjectDir = HERE,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="How often it may be used; no limit if not given.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make an API key; its secret is shown once and kept nowhere."""
@@ -543,11 +555,14 @@ def keys_create(
 
     store = runtime.open_store(Project.open(project).root)
     try:
-        key, token = auth.create_key(store, name, scope)
+        key, token = auth.create_key(store, name, scope, requests_per_minute)
     finally:
         store.close()
     if json_:
-        _show({"key_id": key.key_id, "name": key.name, "scopes": list(key.scopes), "token": token})
+        _show({
+            "key_id": key.key_id, "name": key.name, "scopes": list(key.scopes),
+            "requests_per_minute": key.requests_per_minute, "token": token,
+        })  # fmt: skip
         return
     print(f"{token}\nThis is shown once. Send it as `Authorization: Bearer …` or `X-API-Key: …`.")
 
@@ -568,6 +583,8 @@ def keys_list(project: ProjectDir = HERE, json_: Json = False) -> None:
             "key_id": k.key_id, "name": k.name, "scopes": list(k.scopes),
             "created_at": k.created_at.isoformat(),
             "revoked_at": k.revoked_at.isoformat() if k.revoked_at else None,
+            "last_used_at": k.last_used_at.isoformat() if k.last_used_at else None,
+            "requests_per_minute": k.requests_per_minute,
         }
         for k in keys
     ]  # fmt: skip
@@ -576,7 +593,11 @@ def keys_list(project: ProjectDir = HERE, json_: Json = False) -> None:
         return
     for row in rows:
         state = f"revoked {row['revoked_at']}" if row["revoked_at"] else "valid"
-        print(f"{row['key_id']}  {row['name']}  {','.join(row['scopes'])}  {state}")
+        used = f"last used {row['last_used_at']}" if row["last_used_at"] else "never used"
+        limit = row["requests_per_minute"]
+        often = f"{limit} a minute" if limit else "no limit"
+        scopes = ",".join(row["scopes"])
+        print(f"{row['key_id']}  {row['name']}  {scopes}  {often}  {state}  {used}")
     if not rows:
         print("No keys yet. Make one with `nextbest keys create --scope decide --name web`.")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextbest.errors import (
+    ArtifactError,
     ConfigError,
     DataError,
     Fault,
@@ -27,6 +28,7 @@ from nextbest.settings import SETTINGS
 if TYPE_CHECKING:
     from nextbest.data.contract import History
     from nextbest.data.features import Feature
+    from nextbest.data.live import RecentRows
     from nextbest.data.profiles import Profiles
     from nextbest.data.snapshots import ProfileFrames
     from nextbest.decide.offers import Catalogue
@@ -421,8 +423,56 @@ def promote(
     if not force:
         gates.require(name, chosen.version, results)
     overruled = any(not r.passed for r in results)
-    promoted = registry.promote(name, chosen.version, reason=reason, forced=overruled)
+    detail = {
+        "version": chosen.version,
+        "before": None if champion is None else champion.version,
+        "forced": overruled,
+        "refusing": [r.gate for r in results if not r.passed],
+        "reason": reason,
+    }
+    with _audited(project, "promote", name, detail):
+        promoted = registry.promote(name, chosen.version, reason=reason, forced=overruled)
     return promoted, tuple(results)
+
+
+def rollback(
+    project: Project, name: str, registry: Registry, *, reason: str | None = None
+) -> Version:
+    """Give the champion's place back to the one before it.
+
+    Raises
+    ------
+    NotFoundError : there is no such model.
+    RegistryError : there was no champion before.
+    """
+    project.model(name)
+    champion = registry.champion(name)
+    detail = {"before": None if champion is None else champion.version, "reason": reason}
+    with _audited(project, "rollback", name, detail) as said:
+        back = registry.rollback(name, reason=reason)
+        said["version"] = back.version
+    return back
+
+
+@contextmanager
+def _audited(
+    project: Project, action: str, name: str, detail: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Note a change of champion in the audit trail, once it is made.
+
+    The store is opened and written first: nothing is changed that could not be noted.
+    """
+    from nextbest.serve.audit import Change, local_actor
+    from nextbest.serve.runtime import open_store
+
+    store = open_store(project.root)
+    try:
+        store.ping()
+        said = dict(detail)
+        yield said
+        store.audit(Change(local_actor(), action, f"model {name}", said))
+    finally:
+        store.close()
 
 
 def _newest(registry: Registry, name: str) -> Version:
@@ -554,7 +604,9 @@ def refresh(
             laid_out,
             offers=catalogue.table,
             contacts=_past_contacts(policy, history, laid_out),
+            recent=_recent_rows(history, laid_out),
         )
+    _forget_who_is_gone(project)
     columns = len(frames.features) + len(scores)
     drift_file = _keep_drift(project, version, sources, moved)
     return RefreshResult(
@@ -562,6 +614,27 @@ def refresh(
         {n: s.version or 0 for n, s in sources.items()}, tuple(without),
         moved, str(drift_file), table.notes if table and catalogue.table else (),
     )  # fmt: skip
+
+
+def _forget_who_is_gone(project: Project) -> None:
+    """Drop the hashes of erased people whom no bundle on disk holds any more."""
+    from nextbest.data.profiles import Profiles
+    from nextbest.serve.runtime import open_store, who_is_erased
+
+    erased = who_is_erased(project.root)
+    if not erased.hashes:
+        return
+    held: set[str] = set()
+    try:
+        for folder in project.serving_state.glob("*/profiles"):
+            held |= {erased.hash_of(one) for one in Profiles.open(folder).ids()}
+    except ArtifactError:
+        return  # nobody knows whom a damaged bundle holds
+    store = open_store(project.root)
+    try:
+        store.lift_erasures(erased.hashes - held)
+    finally:
+        store.close()
 
 
 def _uncountable(policy: Policy, history: History) -> Iterator[Fault]:
@@ -583,6 +656,22 @@ def _past_contacts(policy: Policy, history: History, laid_out: Profiles) -> Past
     early = max(history.observed_until - laid_out.as_of, timedelta())
     days = policy.tables.history_days()
     return PastContacts.of(laid_out, recent(history, days + early / timedelta(days=1)), days)
+
+
+def _recent_rows(history: History, laid_out: Profiles) -> dict[str, RecentRows]:
+    """Return by table the rows that live features count, as far as there are such features."""
+    from nextbest.data.live import KIND_COLUMNS, RecentRows, window
+    from nextbest.data.recent import before
+
+    as_of = laid_out.as_of.replace(tzinfo=None)
+    row_of = {one: row for row, one in enumerate(laid_out.ids())}
+    found = {}
+    for table in KIND_COLUMNS:
+        lives = [f.live for f in laid_out.features if f.source == table and f.live]
+        if lives:
+            kept = window(lives)
+            found[table] = RecentRows.of(before(history, table, kept, as_of), kept, row_of)
+    return found
 
 
 #: Contacts of so many days stand for what an offer model is asked about today.

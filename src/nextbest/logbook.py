@@ -40,13 +40,8 @@ class Logbook:
 
     def beside(self, name: str, table: Any) -> Any:
         """Copy a table of any backend beside the log, so that one query can read both."""
-        import pyarrow.parquet as pq
-
         path = self.folder / f"{name}.parquet"
-        batches = table.to_pyarrow_batches()
-        with pq.ParquetWriter(path, batches.schema) as file:
-            for batch in batches:
-                file.write_batch(batch)
+        table.to_parquet(path)
         return self.log.decisions.get_backend().read_parquet(path, table_name=name)
 
 

@@ -16,10 +16,11 @@ from nextbest.project import Project
 
 if TYPE_CHECKING:
     from nextbest.decide.policy import Policy
+    from nextbest.learn.gates import GateResult
     from nextbest.measure.ope import Evaluation, LoggedPolicy
     from nextbest.serve.otherwise import Reconsidered
 
-__all__ = ["ASSUMPTIONS", "REWARDS", "PolicyValue", "Question", "Reward", "value_of"]
+__all__ = ["ASSUMPTIONS", "REWARDS", "PolicyValue", "Question", "Reward", "approve", "value_of"]
 
 Reward = Literal["profit", "response", "revenue"]
 REWARDS: Final[Mapping[Reward, str]] = {
@@ -45,6 +46,7 @@ class Question:
     Attributes
     ----------
     since, until : naive UTC; None takes the log's own beginning and end.
+    every_policy : also decisions of policies before the last one; no gate can then be held.
     """
 
     policy: Path
@@ -53,6 +55,7 @@ class Question:
     until: datetime | None = None
     window_days: float | None = None
     first_slot: bool = False
+    every_policy: bool = False
     at_most: int = 100_000
 
     def __post_init__(self) -> None:
@@ -109,12 +112,44 @@ class PolicyValue:
             yield f"- {assumption}"
 
     @property
+    def is_same(self) -> bool:
+        """Whether the other policy chooses as the logged one did, in every decision."""
+        return bool(np.allclose(self.decided.other, self.decided.logged, rtol=0, atol=1e-9))
+
+    def gate(self, max_loss_per_1000_decisions: float) -> GateResult:
+        """Hold the policy against what the logged one earned: it may not lose more than so much.
+
+        Raises
+        ------
+        UsageError: the reward is no money, or several policies made the log.
+        """
+        from nextbest.learn.gates import GateResult
+        from nextbest.measure import ope
+
+        if self.question.reward != "profit" or self.question.every_policy:
+            raise UsageError("--policy", "the gate is about profit over that of the live policy",
+                             action="Leave out --reward and --every-policy")  # fmt: skip
+        if self.is_same:
+            said = f"it chooses as the logged policy did in all {len(self.decided):,} decisions"
+            return GateResult("policy", True, said)
+        held = ope.hold(self.found, max_loss_per_1000_decisions / 1000)
+        return GateResult("policy", held.passed, held.message)
+
+    @property
     def assumptions(self) -> tuple[str, ...]:
         """What must be taken on trust, of this evaluation."""
-        if not self.question.first_slot:
-            return ASSUMPTIONS
-        return (*ASSUMPTIONS, "What the first of several offers earns does not depend on those "
-                "behind it: only first slots are counted.")  # fmt: skip
+        more = []
+        if self.question.first_slot:
+            more.append(
+                "What the first of several offers earns does not depend on those behind it: only "
+                "first slots are counted."
+            )
+        if self.decided.retaining and self.question.reward == "profit":
+            more.append(
+                "What is not seen within the window is not counted: of offers that keep customers ("
+                + ", ".join(self.decided.retaining) + ") that is most of their worth."
+            )  # fmt: skip
+        return (*ASSUMPTIONS, *more)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""
@@ -145,8 +180,9 @@ def value_of(project: Project, question: Question, step: Callable[[str], None]) 
         if until is None:
             raise DataError("evaluation", "there are no decisions in the log",
                             expected="1 or more", got=f"none since {question.since}")  # fmt: skip
+        last = None if question.every_policy else book.log.last_policy()
         asked = Otherwise(policy, until, question.since, question.window_days,
-                          question.first_slot, question.at_most)  # fmt: skip
+                          question.first_slot, last, question.at_most)  # fmt: skip
         with store_of(project) as store:
             decided = reconsider(
                 project.root, store, asked,
@@ -205,3 +241,27 @@ def _rewards(book: Logbook, decided: Reconsidered, question: Question, until: da
     a = decided.amounts
     earned = np.where(hit, a["margin"] - a["incentive_cost"], 0.0)
     return earned - a["contact_cost"] - a["baseline_rate"] * a["margin"]
+
+
+def approve(
+    project: Project, policy: Policy, passed: bool, said: str, numbers: Mapping[str, Any]
+) -> None:
+    """Write down what the evaluation of a policy came to, for the server to heed.
+
+    Raises
+    ------
+    StoreError: it cannot be written.
+    """
+    from nextbest.decide.offers import Catalogue
+    from nextbest.errors import ArtifactError
+    from nextbest.serve.approvals import Approval, keep
+    from nextbest.serve.bundle import load_bundle
+    from nextbest.serve.runtime import serving_dir
+
+    try:
+        table = load_bundle(serving_dir(project.root)).offers
+    except ArtifactError:
+        table = None  # Nothing is served yet; only a catalogue with a [source] needs its rows.
+    catalogue = Catalogue.load(project.root / "serving" / "offers.toml", table)
+    keep(project.root, Approval("evaluation", policy.content_hash, catalogue.content_hash, passed,
+                                said, dict(numbers)))  # fmt: skip

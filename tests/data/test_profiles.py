@@ -273,7 +273,7 @@ def test_a_broken_manifest_is_refused(stored: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda m: m.update(format=2),
+        lambda m: m.update(format=1),
         lambda m: m.pop("as_of"),
         lambda m: m.update(as_of="yesterday"),
         lambda m: m.update(categories=["region"]),

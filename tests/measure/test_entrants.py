@@ -24,7 +24,7 @@ ARMS = ("policy", "policy", "policy", "holdout", "random_eligible")
 class World:
     """A log drawn at random, as frames and as files."""
 
-    def __init__(self, seed: int, customers: int = 400) -> None:
+    def __init__(self, seed: int, customers: int = 150) -> None:
         random = np.random.default_rng(seed)
         rows, told, sold = [], [], []
         for c in range(customers):
@@ -86,7 +86,7 @@ class World:
 
     def by_hand(self, entry: Entry) -> dict[str, dict[str, Any]]:
         """Every outcome of every customer who could be watched, one after the other."""
-        found = {}
+        found, people = {}, self.people.set_index("customer_id")
         watched = timedelta(days=entry.days)
         for name, own in self.decisions.groupby("customer_id"):
             known = own[own["known"]].sort_values(["decided_at", "rank"])
@@ -126,7 +126,7 @@ class World:
             late = end - timedelta(days=entry.retained_days)
             bought = sales[sales["bought"].astype(bool)]
             would = first["would_offer_id"]
-            person = self.people.set_index("customer_id").loc[name]
+            person = people.loc[name]
             found[name] = {
                 "arm": first["arm"],
                 "response": inside["outcome_type"].isin(["response", "conversion"]).any(),
@@ -172,7 +172,7 @@ def test_every_outcome_of_every_customer(world: World, log: DecisionLog, purchas
     found = enter(log, entry, EVERY, by, before=before, sales=sales, people=people)
     expected = world.by_hand(entry)
     got = rows(found)
-    assert got.keys() == expected.keys() and len(got) > 150
+    assert got.keys() == expected.keys() and len(got) > 100
     for name, hand in expected.items():
         for column in ("arm", *by, "response", "conversion", "retention"):
             assert got[name][column] == hand[column], (name, column)
@@ -183,7 +183,7 @@ def test_every_outcome_of_every_customer(world: World, log: DecisionLog, purchas
     everybody = world.decisions["customer_id"].nunique()
     never = world.decisions.groupby("customer_id")["known"].any()
     assert found.strangers == (~never).sum() > 0
-    assert found.unfinished == everybody - found.strangers - len(got) > 30
+    assert found.unfinished == everybody - found.strangers - len(got) > 5
     assert bool(found.notes) == (purchases == "log")
 
 

@@ -11,34 +11,22 @@ from typing import Any
 import databases
 import pytest
 import shop
+import shop_project
 from fastapi.testclient import TestClient
+from nursery import Nursery, nursery
 
-from nextbest.data.profiles import Profiles
 from nextbest.serve.api import create_app
-from nextbest.serve.bundle import write_bundle
 
 
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and profiles, trained once: propensity, churn, and a second propensity."""
-    folder = tmp_path_factory.mktemp("artefacts")
-    frames = shop.frames()
-    shop.save_propensity(folder / "propensity", frames)
-    shop.save_propensity(folder / "propensity-2", frames, seed=2)
-    churn = shop.save_churn(folder / "churn", frames)
-    shop.make_profiles(frames, churn).save(folder / "profiles")
-    return folder
+    return shop_project.make_artefacts(tmp_path_factory.mktemp("artefacts"))
 
 
 @pytest.fixture(scope="session")
 def template(artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = tmp_path_factory.mktemp("template")
-    (project / "serving").mkdir()
-    (project / "serving" / "offers.toml").write_text(shop.OFFERS)
-    (project / "serving" / "policy.toml").write_text(shop.POLICY)
-    profiles = Profiles.open(artefacts / "profiles")
-    write_bundle(project / ".nextbest" / "serving", shop.sources(artefacts), profiles)
-    return project
+    return shop_project.make_project(tmp_path_factory.mktemp("template"), artefacts)
 
 
 @pytest.fixture
@@ -79,3 +67,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return databases.sqlite_url(tmp_path / "state" / "store.db")
     return databases.new_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Nursery]:
+    """Real server processes, as many as asked for."""
+    with nursery() as running:
+        yield running

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import new_database
 from fastapi.testclient import TestClient
 from shop import POLICY
 
 from nextbest.serve import decisions
 from nextbest.serve.api import create_app
-from nextbest.serve.records import Contacts, DecisionRecord, Outcomes
+from nextbest.serve.records import Contacts, DecisionRecord, Events, Outcomes
 from nextbest.serve.runtime import open_store
 from nextbest.serve.store import HistoryChangedError, Store
+from nextbest.serve.store.decisions import keep
 
 Serve = Callable[..., TestClient]
 NOW = datetime(2020, 3, 2, 9, tzinfo=UTC)
@@ -87,7 +89,10 @@ def started(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-def test_two_processes_on_one_store_do_not_pass_a_cap(project: Path) -> None:
+def test_two_processes_on_one_store_do_not_pass_a_cap(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXTBEST_STORE", url)
     (project / "serving" / "policy.toml").write_text(LIVE + CAPS.replace("= 3", "= 5"))
     names = ("one", "two")
     servers = [started([sys.executable, "-c", ASK, str(project), name]) for name in names]
@@ -128,12 +133,14 @@ def raced(
     caps = CAPS.replace("= 3", f"= {at_most}")
     (project / "serving" / "policy.toml").write_text(LIVE + caps)
     moments = (NOW + timedelta(seconds=n) for n in range(10_000))
-    read = Store.history
+    read = Store.past
 
-    def history(store: Store, ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
+    def past(
+        store: Store, ids: Sequence[str] | None, since: datetime | None
+    ) -> tuple[Contacts, Outcomes, Events]:
         if before_reading:
             other.decides()
-        found = read(store, ids)
+        found = read(store, ids, since)
         if not before_reading:
             other.decides()
         return found
@@ -141,7 +148,7 @@ def raced(
     app = create_app(project, insecure=True, clock=lambda: next(moments))
     with TestClient(app) as client:
         other = OtherServer(open_store(project), lambda: next(moments), times)
-        monkeypatch.setattr(Store, "history", history)
+        monkeypatch.setattr(Store, "past", past)
         response = client.post("/v1/decisions", json={"customer_id": "c01", "channel": "mail"})
         other.store.close()
     assert other.made == times
@@ -177,12 +184,12 @@ def test_a_customer_whom_others_contact_without_a_pause_is_refused_not_contacted
     assert contacts_of(project, "c01") == 10
 
 
-def test_the_store_keeps_nothing_of_a_decision_that_was_overtaken(project: Path) -> None:
-    store = open_store(project)
+def record(number: int, customer_id: str) -> DecisionRecord:
+    return DecisionRecord(f"d{number}", customer_id, NOW, "mail", "policy", ("a",), {}, "h")
 
-    def record(number: int, customer_id: str) -> DecisionRecord:
-        return DecisionRecord(f"d{number}", customer_id, NOW, "mail", "policy", ("a",), {}, "h")
 
+def test_the_store_keeps_nothing_of_a_decision_that_was_overtaken(url: str) -> None:
+    store = Store(url)
     store.record_decisions([record(1, "c01")], {"c01": 0})
     with pytest.raises(HistoryChangedError):
         store.record_decisions([record(2, "c02"), record(3, "c01")], {"c02": 0, "c01": 0})
@@ -190,3 +197,88 @@ def test_the_store_keeps_nothing_of_a_decision_that_was_overtaken(project: Path)
     store.record_decisions([record(4, "c02"), record(5, "c01")], {"c02": 0, "c01": 1})
     assert len(store.history(None)[0].at) == 3
     store.close()
+
+
+def test_who_decides_waits_for_a_contact_that_is_being_written(url: str) -> None:
+    """Another server has written a contact and not committed yet: it counts already."""
+    one, other = Store(url), Store(url)
+    with ThreadPoolExecutor(1) as pool:
+        with one._database.transaction() as connection:
+            one._database.lock(connection, ["c01"])
+            keep(connection, [record(1, "c01")], [record(1, "c01").row()])
+            waiting = pool.submit(other.record_decisions, [record(2, "c01")], {"c01": 0})
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+        assert isinstance(waiting.exception(), HistoryChangedError)
+    assert one.history(["c01"])[0].decision_ids == ("d1",)
+    one.close()
+    other.close()
+
+
+RACE = """
+import sys
+from datetime import datetime
+from nextbest.serve.records import DecisionRecord
+from nextbest.serve.store import HistoryChangedError, Store
+
+url, name = sys.argv[1:]
+store, turn, at = Store(url), 0, datetime(2020, 1, 1)
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    turn += 1
+    group = [f"c{(turn + step) % 3}" for step in range(2)][:: 1 if turn % 2 else -1]
+    contacts, _ = store.history(group)
+    seen = {customer: contacts.customer_ids.count(customer) for customer in group}
+    if min(seen.values()) == 25:
+        break
+    records = [
+        DecisionRecord(f"{name}-{turn}-{c}", c, at, "mail", "policy", ("a",), {"seen": n}, "h")
+        for c, n in seen.items()
+        if n < 25
+    ]
+    try:
+        store.record_decisions(records, seen)
+    except HistoryChangedError:
+        pass
+store.close()
+"""
+
+
+def test_processes_that_race_for_the_same_customers_each_see_what_was_before(postgres: Any) -> None:
+    """Groups of customers that overlap, in two orders: no contact is missed, nobody is stuck.
+
+    SQLite has one writer at a time, so that there is nothing to race for.
+    """
+    url = new_database(postgres)
+    Store(url).close()
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, url, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": ":".join(sys.path)},
+        )
+        for name in ("x", "y", "z")
+    ]
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        racer.communicate(timeout=120)
+        assert racer.returncode == 0
+    store = Store(url)
+    contacts, _ = store.history(None)
+    seen: dict[str, list[int]] = {"c0": [], "c1": [], "c2": []}
+    for customer, decision_id in zip(contacts.customer_ids, contacts.decision_ids, strict=True):
+        found = store.decision(decision_id)
+        assert found is not None
+        seen[customer].append(found.record["seen"])
+    store.close()
+    # Had two decided without seeing each other, a number would be there twice.
+    assert {customer: sorted(numbers) for customer, numbers in seen.items()} == {
+        customer: list(range(25)) for customer in seen
+    }

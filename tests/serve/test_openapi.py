@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from nextbest.serve import schemas
 from nextbest.serve.auth import create_key
 from nextbest.serve.openapi import EXAMPLES
-from nextbest.serve.parsing import parse, parse_outcomes
+from nextbest.serve.parsing import parse, parse_events, parse_outcomes
 from nextbest.serve.problems import CODES, MEDIA_TYPE
 from nextbest.serve.runtime import open_store
 
@@ -48,7 +48,10 @@ def test_every_call_of_the_design_is_documented(document: dict[str, Any]) -> Non
         ("post", "/v1/decisions/batch"),
         ("get", "/v1/decisions/{decision_id}"),
         ("post", "/v1/outcomes"),
+        ("post", "/v1/events"),
         ("get", "/v1/customers/{customer_id}"),
+        ("delete", "/v1/customers/{customer_id}"),
+        ("get", "/v1/customers/{customer_id}/export"),
         ("get", "/v1/offers"),
         ("get", "/v1/models"),
         ("get", "/healthz"),
@@ -70,6 +73,7 @@ def test_request_examples_are_taken_as_they_are(document: dict[str, Any]) -> Non
         "/v1/decisions": lambda body: parse(schemas.DecisionRequest, body),
         "/v1/decisions/batch": lambda body: parse(schemas.BatchRequest, body),
         "/v1/outcomes": parse_outcomes,
+        "/v1/events": parse_events,
     }
     seen = 0
     for path, _, operation in operations(document):
@@ -147,6 +151,11 @@ def report(client: TestClient, **more: Any) -> Any:
     return client.post("/v1/outcomes", json={**REPORT, **more})
 
 
+def happen(client: TestClient, **more: Any) -> Any:
+    event = {"event_id": "e", "customer_id": "c01", "event_type": "visit"}
+    return client.post("/v1/events", json={**event, "event_at": "2020-03-02T08:00:00Z", **more})
+
+
 def twice(call: Callable[..., Any], client: TestClient, first: Any, second: Any) -> Any:
     assert call(client, **first).status_code == 200
     return call(client, **second)
@@ -165,6 +174,8 @@ MEET: dict[str, Callable[[TestClient], Any]] = {
         decide, c, {"idempotency_key": "k"}, {"idempotency_key": "k", "limit": 2}
     ),
     "outcome-conflict": lambda c: twice(report, c, {}, {"value": 1.0}),
+    "event-conflict": lambda c: twice(happen, c, {}, {"value": 1.0}),
+    "event-in-future": lambda c: happen(c, event_at="2030-01-01T00:00:00Z"),
     "body-too-large": lambda c: decide(c, placement="x" * 3_000_000),
     "unsupported-media-type": lambda c: c.post("/v1/decisions", content="{}"),
     "invalid-request": lambda c: decide(c, limit=0),
@@ -175,6 +186,9 @@ MEET: dict[str, Callable[[TestClient], Any]] = {
     ),
     "customer-mismatch": lambda c: report(
         c, decision_id=decide(c).json()["decision_id"], customer_id="c02"
+    ),
+    "outcome-before-decision": lambda c: report(
+        c, decision_id=decide(c).json()["decision_id"], occurred_at="2020-02-01T08:00:00Z"
     ),
     "outcome-in-future": lambda c: report(c, occurred_at="2030-01-01T00:00:00Z"),
 }
@@ -196,6 +210,12 @@ def test_the_other_codes_can_be_met_too(
     closed = serve(project, insecure=False)
     met["unauthenticated"] = decide(closed)
     met["forbidden"] = closed.post("/v1/decisions", json=ASK, headers={"X-API-Key": token})
+
+    store = open_store(project)
+    _, seldom = create_key(store, "seldom", ["read"], requests_per_minute=1)
+    store.close()
+    for _ in range(2):
+        met["rate-limited"] = closed.get("/v1/offers", headers={"X-API-Key": seldom})
 
     monkeypatch.setattr("nextbest.serve.store.BUSY_TIMEOUT_MS", 50)
     client = serve(project)

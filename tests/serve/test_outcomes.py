@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import shop
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nextbest.serve.schemas import OUTCOME_TYPES, OutcomesAnswer
+from nextbest.serve.outcomes import record
+from nextbest.serve.records import DecisionRecord, Stake
+from nextbest.serve.runtime import open_store
+from nextbest.serve.schemas import OUTCOME_TYPES, OutcomeReport, OutcomesAnswer
+from nextbest.serve.store import Store
 
 Serve = Callable[..., TestClient]
 
@@ -163,6 +174,77 @@ def test_what_makes_no_sense_is_refused_and_not_kept(
 
 def test_clocks_may_differ_by_five_minutes(client: TestClient) -> None:
     assert send(client, outcome(occurred_at="2020-03-02T09:05:00Z"))[0] == 200
+
+
+def test_an_outcome_a_day_before_its_decision_is_another_event(client: TestClient) -> None:
+    """The decision is of 2020-03-02 09:00; clocks and time zones of tills are off by hours."""
+    answer = decided(client)
+    assert send(client, after(answer, "o1", occurred_at="2020-03-01T09:00:00Z"))[0] == 200
+    early = after(answer, "o2", occurred_at="2020-03-01T08:59:59Z")
+    status, problem = send(client, early)
+    assert (status, problem["code"]) == (422, "outcome-before-decision")
+    assert [error["pointer"] for error in problem["errors"]] == ["/occurred_at"]
+    assert "the decision was made at 2020-03-02T09:00:00+00:00" in problem["detail"]
+    # Without a decision there is nothing that it could come before.
+    assert send(client, outcome("o2", occurred_at="1970-01-01T00:00:00Z"))[0] == 200
+
+
+def test_a_late_outcome_is_kept_and_judged_by_when_it_happened(project: Path, serve: Serve) -> None:
+    """Offer a has a window of 14 days: in time is what happened in it, whenever it is told."""
+    client = serve(project)
+    made = [decided(client, who) for who in shop.CUSTOMERS[:12]]
+    late = [one for one in made if one["offers"][0]["offer_id"] == "a"][:3]
+    store = open_store(project)
+    years_later = datetime(2030, 1, 1, tzinfo=UTC)
+    for number, (answer, at) in enumerate(
+        zip(late, ("2020-03-16T09:00:00Z", "2020-03-16T09:00:01Z", "2029-01-01T00:00:00Z"),
+            strict=True)
+    ):  # fmt: skip
+        said = OutcomeReport.model_validate_json(
+            json.dumps(after(answer, f"o{number}", occurred_at=at))
+        )
+        (result,) = record(store, [said], {"a"}, years_later)
+        assert result.status == "stored"
+    tally = store.tallies(["response"], years_later)["a"]
+    assert (tally.responses, tally.settled_responses) == (3, 1)
+    store.close()
+
+
+@settings(max_examples=6)
+@given(st.data())
+def test_order_and_repetition_change_nothing(data: Any) -> None:
+    """Against the same outcomes, each told once and oldest first."""
+    decisions = [
+        DecisionRecord(f"d{n}", f"c0{n % 2}", shop.NOW + timedelta(hours=n), "mail", "policy",
+                       ("a", "b"), {}, "h", stakes=(Stake(0.2, shop.NOW + timedelta(days=3)),) * 2)
+        for n in range(4)
+    ]  # fmt: skip
+    reports = [
+        OutcomeReport.model_validate_json(json.dumps(outcome(
+            f"o{n}",
+            outcome_type=("click", "response", "refusal", "purchase")[n % 4],
+            occurred_at=(shop.NOW + timedelta(hours=13 * n)).isoformat(),
+            **({"decision_id": f"d{n % 4}", "customer_id": None} if n % 3 else
+               {"customer_id": f"c0{n % 2}"}),
+        )))
+        for n in range(8)
+    ]  # fmt: skip
+    told = data.draw(st.permutations([*reports, *data.draw(st.lists(st.sampled_from(reports)))]))
+
+    def state(sent: list[OutcomeReport]) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store.at(Path(folder) / "store.db")
+            store.record_decisions(decisions)
+            later = shop.NOW + timedelta(days=30)
+            results = [record(store, [one], {"a", "b"}, later)[0] for one in sent]
+            assert Counter(one.status for one in results) == Counter(
+                {"stored": len(reports), "duplicate": len(sent) - len(reports)}
+            )
+            found = store.history(None), store.tallies(["response"], later)
+            store.close()
+            return found
+
+    assert state(told) == state(reports)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
         b'{"limit": 1' + b"0" * 10_000 + b"}",
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes"])
+@pytest.mark.parametrize(
+    "path", ["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes", "/v1/events"]
+)
 def test_malformed_json(client: TestClient, path: str, body: bytes) -> None:
     problem(client.post(path, content=body, headers=JSON), 400, "malformed-json")
 
@@ -268,7 +270,10 @@ def test_keys_and_scopes_are_asked_for(project: Path, serve: Serve) -> None:
         ("POST", "/v1/decisions/batch", "decide"),
         ("GET", "/v1/decisions/x", "read"),
         ("POST", "/v1/outcomes", "outcomes"),
+        ("POST", "/v1/events", "outcomes"),
         ("GET", "/v1/customers/x", "read"),
+        ("DELETE", "/v1/customers/x", "admin"),
+        ("GET", "/v1/customers/x/export", "admin"),
         ("GET", "/v1/offers", "read"),
         ("GET", "/v1/models", "read"),
         ("GET", "/metrics", "read"),
@@ -340,7 +345,7 @@ def test_what_breaks_inside_is_a_500_with_an_id_that_the_log_explains(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> Any:
-        raise RuntimeError("secret inside")
+        raise RuntimeError(" ".join(["secret", "inside"]))
 
     monkeypatch.setattr("nextbest.serve.decisions.decide_for", broken)
     response = client.post("/v1/decisions", json=ASK)
@@ -349,7 +354,12 @@ def test_what_breaks_inside_is_a_500_with_an_id_that_the_log_explains(
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     (line,) = [line for line in lines if line["event"] == "internal error"]
     assert line["error_id"] == found["error_id"]
-    assert "RuntimeError: secret inside" in line["traceback"]
+    # Where and what, but not the message: it may hold what the caller sent.
+    assert line["traceback"].endswith("RuntimeError") and "in broken" in line["traceback"]
+    assert "secret inside" not in "".join(json.dumps(one) for one in lines)
+    monkeypatch.setenv("NEXTBEST_DEBUG", "1")
+    client.post("/v1/decisions", json=ASK)
+    assert "RuntimeError: secret inside" in capfd.readouterr().err
 
 
 def test_pointers_escape_as_rfc_6901_says() -> None:
@@ -364,7 +374,8 @@ anything = st.recursive(
 )
 fields = st.sampled_from(
     ["customer_id", "customer_ids", "channel", "context", "limit", "explain", "idempotency_key",
-     "placement", "outcome_id", "decision_id", "offer_id", "outcome_type", "occurred_at", "value"]
+     "placement", "outcome_id", "decision_id", "offer_id", "outcome_type", "occurred_at", "value",
+     "event_id", "event_type", "event_at"]
 )  # fmt: skip
 
 
@@ -372,7 +383,7 @@ fields = st.sampled_from(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    path=st.sampled_from(["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes"]),
+    path=st.sampled_from(["/v1/decisions", "/v1/decisions/batch", "/v1/outcomes", "/v1/events"]),
     body=anything
     | st.dictionaries(fields, anything)
     | st.builds(lambda more: {**ASK, **more}, st.dictionaries(fields, anything, max_size=2))

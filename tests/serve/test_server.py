@@ -155,6 +155,37 @@ def test_insecure_on_loopback_is_allowed(project: Path, host: str) -> None:
     check_start(project, host, 1, insecure=True)
 
 
+@pytest.mark.parametrize(("mode", "fine"), [(0o700, True), (0o755, True), (0o775, False),
+                                            (0o702, False), (0o777, False)])  # fmt: skip
+def test_compiled_code_is_read_from_a_folder_that_only_we_can_write(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, fine: bool
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(mode)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder))
+    if fine:
+        check_start(project, "127.0.0.1", 1, insecure=True)
+        return
+    with pytest.raises(UsageError, match="NUMBA_CACHE_DIR: others could put code into"):
+        check_start(project, "127.0.0.1", 1, insecure=True)
+
+
+def test_a_folder_for_compiled_code_is_made_for_us_alone(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new" / "cache"))
+    check_start(project, "127.0.0.1", 1, insecure=True)
+    assert (tmp_path / "new" / "cache").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr("os.geteuid", lambda: 12_345)
+    with pytest.raises(UsageError, match="others could put code into"):
+        check_start(project, "127.0.0.1", 1, insecure=True)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="the folder cannot be used"):
+        check_start(project, "127.0.0.1", 1, insecure=True)
+
+
 def test_without_a_valid_key_nobody_could_come_in(project: Path) -> None:
     with pytest.raises(UsageError, match="nextbest keys create"):
         check_start(project, "0.0.0.0", 1, insecure=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+
+from nextbest.serve.auth import create_key, revoke_key
+from nextbest.serve.runtime import open_store
 
 Serve = Callable[..., TestClient]
 REPORT = {
@@ -116,3 +121,102 @@ def test_a_change_of_policy_reaches_a_running_server(
             break
         time.sleep(0.01)
     assert after != before
+
+
+SECRETS = {
+    "customer_id": "person-4711@example.org",
+    "outcome_id": "till-receipt-0815",
+    "idempotency_key": "session-of-jane-doe",
+    "weather": "i live in elm street",
+    "placement": "in-front-of-jane",
+    "token": "nb_0123456789ab_" + "J" * 43,
+    "nonsense": "jane-in-a-broken-body",
+    "path": "jane-in-a-path",
+    "exception": "jane-in-an-error",
+}
+
+
+def test_nothing_personal_and_no_secret_is_in_any_line_of_the_log(
+    project: Path,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Every logger at its most talkative, every call, and all that can go wrong with it."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("nextbest.serve.store.BUSY_TIMEOUT_MS", 50)
+    store = open_store(project)
+    key, token = create_key(store, "ops", ["admin"])
+    store.close()
+    secrets = {**SECRETS, "real token": token, "its secret": token.split("_")[2]}
+    client = serve(project, insecure=False)
+    client.headers["X-API-Key"] = token
+    who = secrets["customer_id"]
+    asked = {"customer_id": who, "channel": "mail", "placement": secrets["placement"],
+             "idempotency_key": secrets["idempotency_key"],
+             "context": {"weather": secrets["weather"]}}  # fmt: skip
+    report = {**REPORT, "customer_id": who, "outcome_id": secrets["outcome_id"]}
+
+    def everything() -> set[int]:
+        seen = set()
+        for explain in (False, True):
+            more = {"explain": explain, "idempotency_key": f"{who} {explain}"}
+            seen.add(client.post("/v1/decisions", json={**asked, **more}).status_code)
+        batch = {**asked, "customer_ids": [who, "c01"]}
+        del batch["customer_id"]
+        for path, body in (
+            ("/v1/decisions", asked), ("/v1/decisions", {**asked, "limit": 3}),
+            ("/v1/decisions/batch", batch), ("/v1/outcomes", report),
+            ("/v1/outcomes", {**report, "value": 2.0}), ("/v1/outcomes", [report, report]),
+            ("/v1/outcomes", {**report, "offer_id": secrets["nonsense"]}),
+            ("/v1/decisions", {secrets["nonsense"]: secrets["nonsense"]}),
+            ("/v1/decisions", {**asked, "channel": secrets["nonsense"]}),
+        ):  # fmt: skip
+            seen.add(client.post(path, json=body).status_code)
+        broken = f'{{"{secrets["nonsense"]}": '
+        json_type = {"Content-Type": "application/json"}
+        seen.add(client.post("/v1/outcomes", content=broken, headers=json_type).status_code)
+        forged = {"X-API-Key": secrets["token"]}
+        seen.add(client.get(f"/v1/customers/{who}", headers=forged).status_code)
+        for path in (f"/v1/customers/{who}", f"/v1/customers/{who}/export", f"/{secrets['path']}",
+                     f"/v1/decisions/{secrets['path']}", f"/v1/offers?name={who}"):  # fmt: skip
+            seen.add(client.get(path).status_code)
+        return seen
+
+    assert {200, 400, 401, 404, 409, 422} <= everything()
+    blocker = sqlite3.connect(project / ".nextbest" / "store.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    assert 503 in everything()
+    assert client.delete(f"/v1/customers/{who}").status_code == 503
+    blocker.execute("ROLLBACK")
+    blocker.close()
+
+    def fails(*_: object, **__: object) -> Any:
+        try:
+            {}[who]
+        except KeyError as missing:
+            raise RuntimeError(secrets["exception"]) from missing
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nextbest.serve.decisions.decide_for", fails)
+        patch.setattr("nextbest.serve.person.profile_of", fails)
+        assert 500 in everything()
+    assert client.delete(f"/v1/customers/{who}").status_code == 200
+    revoke = open_store(project)
+    revoke_key(revoke, key.key_id)
+    revoke.close()
+
+    ours = capfd.readouterr().err
+    assert len(ours.splitlines()) > 60
+    events = {json.loads(line)["event"] for line in ours.splitlines()}
+    assert {"request", "internal error", "store unavailable"} <= events
+    formatter = logging.Formatter("%(name)s %(message)s %(fields)s", defaults={"fields": ""})
+    others = [
+        formatter.format(logging.makeLogRecord({**vars(r), "exc_info": None, "exc_text": None}))
+        for r in caplog.records
+        if not r.name.startswith(("httpx", "httpcore", "asyncio"))  # the test's own client
+    ]
+    for name, secret in secrets.items():
+        assert secret not in ours, name
+        assert not [line for line in others if secret in line], name

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from nextbest.serve import writer
-from nextbest.serve.writer import GroupWriter, WriterClosedError, WriterFullError
+from nextbest.serve.writer import (
+    GroupWriter,
+    Refused,
+    Ways,
+    WriterClosedError,
+    WriterFullError,
+    WriterLateError,
+)
 
 
 class Disk:
@@ -79,6 +87,94 @@ def test_a_fault_refuses_its_own_work_only(disk: Disk) -> None:
     assert disk.kept == [number for number in range(30) if number % 7 != 3]
 
 
+def test_a_fault_of_the_database_is_everybodys_and_is_met_once(disk: Disk) -> None:
+    """Twenty who wait for a locked database must not wait twenty times for it."""
+    tried = []
+
+    def work(_: object) -> None:
+        tried.append(1)
+        raise OSError("locked")
+
+    ways: Ways[list[int]] = Ways(shared=lambda error: isinstance(error, OSError))
+    group = GroupWriter(disk.transaction, ways)
+    disk.gate.clear()
+    first = group.submit(lambda draft: draft.append(1))
+    futures = [group.submit(work) for _ in range(20)]
+    disk.gate.set()
+    first.exception(10)  # alone, or with those behind it
+    assert all(isinstance(future.exception(10), OSError) for future in futures)
+    assert len(tried) <= 2
+    group.close()
+
+
+def test_a_transaction_that_cannot_begin_refuses_its_group_once() -> None:
+    began = []
+
+    @contextmanager
+    def transaction() -> Iterator[None]:
+        began.append(1)
+        raise OSError("locked")
+        yield
+
+    all_wait = threading.Event()
+
+    def told(error: Exception) -> Exception:
+        all_wait.wait(10)
+        return error
+
+    group = GroupWriter(transaction, Ways(told=told))
+    futures = [group.submit(lambda _: None) for _ in range(20)]
+    all_wait.set()
+    assert all(isinstance(future.exception(10), OSError) for future in futures)
+    group.close()
+    assert len(began) <= 2
+
+
+def test_what_comes_too_late_is_not_done(disk: Disk) -> None:
+    group = GroupWriter(disk.transaction)
+    disk.gate.clear()
+    first = group.submit(lambda draft: draft.append(1))
+    now = time.monotonic()
+    late = group.submit(lambda draft: draft.append(2), until=now - 1)
+    early = group.submit(lambda draft: draft.append(3), until=now + 3_600)
+    disk.gate.set()
+    assert isinstance(late.exception(10), WriterLateError)
+    assert early.exception(10) is None and first.exception(10) is None
+    group.close()
+    assert disk.kept == [1, 3]
+
+
+def test_what_was_cancelled_before_its_turn_is_not_done(disk: Disk) -> None:
+    group = GroupWriter(disk.transaction)
+    disk.gate.clear()
+    first = group.submit(lambda draft: draft.append(1))
+    while not first.running():
+        time.sleep(0.001)
+    second, third = (group.submit(lambda draft: draft.append(2)) for _ in range(2))
+    assert not first.cancel() and second.cancel()
+    disk.gate.set()
+    third.result(10)
+    group.close()
+    assert disk.kept == [1, 2]
+
+
+def test_the_names_of_a_group_are_locked_first(disk: Disk) -> None:
+    locked: list[list[str]] = []
+
+    def lock(draft: list[int], names: Iterable[str]) -> None:
+        assert draft == []
+        locked.append(list(names))
+
+    group = GroupWriter(disk.transaction, Ways(lock=lock))
+    disk.gate.clear()
+    futures = [group.submit(lambda draft: draft.append(1), ["x", str(n)]) for n in range(3)]
+    disk.gate.set()
+    for future in futures:
+        future.result(10)
+    group.close()
+    assert [name for names in locked for name in names] == ["x", "0", "x", "1", "x", "2"]
+
+
 def test_a_failing_commit_is_told_and_later_work_gets_in() -> None:
     broken = [True]
 
@@ -119,3 +215,17 @@ def test_closing_finishes_what_waits_and_refuses_the_rest(disk: Disk) -> None:
     assert len(disk.kept) == 20
     with pytest.raises(WriterClosedError):
         group.submit(lambda draft: draft.append(1))
+
+
+def test_work_that_refuses_itself_fails_alone_and_undoes_nothing(disk: Disk) -> None:
+    group = GroupWriter(disk.transaction)
+    disk.gate.clear()
+    first = group.submit(lambda draft: draft.append(1))
+    refused = group.submit(lambda _: Refused(ValueError("changed")))
+    last = group.submit(lambda draft: draft.append(3))
+    disk.gate.set()
+    assert isinstance(refused.exception(10), ValueError)
+    assert first.exception(10) is None and last.exception(10) is None
+    group.close()
+    assert disk.kept == [1, 3]
+    assert disk.transactions <= 2

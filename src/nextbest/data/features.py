@@ -21,6 +21,7 @@ from ibis import _
 from nextbest.data.contract import TABLES
 from nextbest.data.feature import Entity as Entity
 from nextbest.data.feature import Feature as Feature
+from nextbest.data.live import KIND_COLUMNS, Live
 from nextbest.errors import ConfigError, DataError, did_you_mean
 
 KEYS: Mapping[Entity, tuple[str, ...]] = {
@@ -36,11 +37,15 @@ class Block:
     """What a group returns: a table keyed by its entity, and what each column means.
 
     ``columns`` maps each feature name to ``(meaning, unit, fill)``; ``fill`` is the value for an
-    entity without any row (0 for counts and sums, None where the value is then unknown).
+    entity without any row (0 for counts and sums, None where the value is then unknown). ``live``
+    maps the names of those made by `follow` to their measures, and ``source`` is the table that
+    these are of.
     """
 
     table: ir.Table
     columns: Mapping[str, tuple[str, str, float | None]]
+    live: Mapping[str, Live] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,6 @@ class FeatureGroup:
     build: Callable[[Past], Block]
     meaning: str
     requires: tuple[str, ...] = ()
-    live: bool = False
 
     def missing(self, tables: Mapping[str, ir.Table]) -> tuple[str, ...]:
         """Return what the data lack of it: ``table`` or ``table.column`` names."""
@@ -74,7 +78,6 @@ def feature_group(
     *,
     entity: Entity = "customer",
     requires: Sequence[str] = (),
-    live: bool = False,
 ) -> Callable[[Callable[[Past], Block]], FeatureGroup]:
     """Turn a function of a `Past` into a `FeatureGroup` named after the function.
 
@@ -89,7 +92,7 @@ def feature_group(
                 "it has no docstring",
                 expected="one line that says what the group measures",
             )
-        return FeatureGroup(build.__name__, source, entity, build, doc[0], tuple(requires), live)
+        return FeatureGroup(build.__name__, source, entity, build, doc[0], tuple(requires))
 
     return wrap
 
@@ -158,18 +161,21 @@ class Past:
         return self._keep("orders", self._orders)
 
     def _orders(self) -> ir.Table:
-        t = self.lines
-        sums: dict[str, Any] = {
-            "ordered_at": t.ordered_at.max(),
-            "age_days": t.age_days.min(),
-            "amount": total(t.amount),
-            "n_lines": t.count(),
-        }
-        for optional in ("discount", "margin", "quantity"):
-            if optional in t.columns:
-                sums[optional] = total(t[optional])
+        # Lines of an order that happened and reached us together are known at the same moments:
+        # added up first, there are ten times fewer rows to join to the moments.
+        lines = self.tables["transactions"]
+        money = [c for c in ("amount", "discount", "margin", "quantity") if c in lines.columns]
+        together = lines.group_by("customer_id", "order_id", "ordered_at", "known_at").aggregate(
+            **{name: exact(lines[name]).sum() for name in money}, n_lines=lines.count()
+        )
+        t = known_before(together, self.moments("customer"), "ordered_at")
+        orders = t.group_by("customer_id", "as_of", "order_id").aggregate(
+            ordered_at=t.ordered_at.max(),
+            age_days=t.age_days.min(),
+            n_lines=t.n_lines.sum(),
+            **{name: t[name].sum().cast("float64") for name in money},
+        )
         # A return is not a purchase: an order that only gives money back says nothing of activity.
-        orders = t.group_by("customer_id", "as_of", "order_id").aggregate(**sums)
         return orders.mutate(is_purchase=orders.amount >= 0)
 
     @property
@@ -184,8 +190,21 @@ class Past:
 
     def offer_products(self) -> ir.Table:
         """One row for each moment, offer and product it covers."""
+        return self._keep("offer_products", self._offer_products)
+
+    def _offer_products(self) -> ir.Table:
         offers = self.offers
         return offers.select("offer_id", "as_of", product_id=offers.product_ids.unnest()).distinct()
+
+    def offer_lines(self, days: int) -> ir.Table:
+        """Lines of the last days of products that an offer covers, for each pair asked about."""
+        return self._keep(f"offer_lines:{days}", lambda: self._offer_lines(days))
+
+    def _offer_lines(self, days: int) -> ir.Table:
+        # Kept, so that no plan begins with all products of all offers for every customer.
+        lines = self.lines.filter(_.age_days <= days)
+        offered = lines.inner_join(self.offer_products(), ["as_of", "product_id"])
+        return offered.semi_join(self.moments("pair"), KEYS["pair"])
 
     def offer_categories(self) -> ir.Table:
         """One row for each moment, offer and category it covers."""
@@ -219,7 +238,7 @@ def total(value: ir.Value, where: ir.Value | None = None) -> ir.Value:
     Backends add floating-point numbers in whatever order their threads come by; the last digits
     then differ from run to run, and with them a model trained on the sums.
     """
-    return _exact(value).sum(where=where).cast("float64")
+    return exact(value).sum(where=where).cast("float64")
 
 
 def average(value: ir.Value, where: ir.Value | None = None) -> ir.Value:
@@ -238,7 +257,7 @@ def deviation(value: ir.Value) -> ir.Value:
     return (ibis.greatest(squares, 0.0) / ibis.cases((n > 1, n - 1), else_=None)).sqrt()
 
 
-def _exact(value: ir.Value) -> ir.Value:
+def exact(value: ir.Value) -> ir.Value:
     return value.cast("float64").try_cast("decimal(30, 6)")
 
 
@@ -250,6 +269,61 @@ def summarise(
         **{name: spec[0] for name, spec in features.items()}
     )
     return Block(table, {name: (m, u, fill) for name, (_e, m, u, fill) in features.items()})
+
+
+def follow(past: Past, source: str, features: Mapping[str, tuple[Live, str, str]]) -> Block:
+    """Measure a table's rows by customer so that the features stay live between refreshes.
+
+    Parameters
+    ----------
+    source : ``events`` or ``contacts``, the source of the group: every row of it counts.
+    features : ``{name: (measure, meaning, unit)}``.
+
+    Raises
+    ------
+    ConfigError : the table's rows do not reach a server as they happen, or have no kinds.
+    """
+    if source not in KIND_COLUMNS:
+        raise ConfigError(
+            "follow", f'rows of "{source}" do not reach a server as they happen',
+            expected=" or ".join(KIND_COLUMNS),
+        )  # fmt: skip
+    rows, kind = past.rows(source), KIND_COLUMNS[source]
+    if kind is None and any(live.kinds for live, _m, _u in features.values()):
+        raise ConfigError("follow", f'rows of "{source}" have no kinds', expected="no of, no until")
+    spec = {
+        name: (
+            _measured(rows, None if kind is None else rows[kind], live),
+            meaning,
+            unit,
+            live.fill,
+        )
+        for name, (live, meaning, unit) in features.items()
+    }
+    block = summarise(rows, "customer", spec)
+    lives = {name: live for name, (live, _m, _u) in features.items()}
+    return Block(block.table, block.columns, lives, source)
+
+
+def _measured(rows: ir.Table, kind: ir.Value | None, live: Live) -> ir.Value:
+    """The batch expression of a measure; `nextbest.data.live.updated` is the same in NumPy."""
+
+    def youngest(of: str | None) -> ir.Value:
+        return rows.age_days.min(where=None if of is None or kind is None else kind == of)
+
+    if live.measure == "days_since":
+        return youngest(live.of)
+    if live.measure == "left_behind":
+        left, ended = youngest(live.of), youngest(live.until)
+        behind = (left <= live.days) & (ended.isnull() | (left < ended))
+        return behind.fill_null(False).cast("float64")
+    if live.days is None:
+        where = None if live.of is None or kind is None else kind == live.of
+        return rows.count(where=where).cast("float64")
+    inside = rows.age_days <= live.days
+    if live.of is not None and kind is not None:
+        inside = (kind == live.of) & inside
+    return inside.sum().cast("float64")
 
 
 def select(
@@ -341,11 +415,11 @@ def attach(
                     name,
                     meaning,
                     unit,
-                    group.source,
+                    block.source or group.source,
                     group.name,
                     entity,
                     _kind(block.table[name].type()),
-                    group.live,
+                    block.live.get(name),
                 )
             )
     return table, tuple(features)
@@ -371,13 +445,18 @@ def describe(groups: Sequence[FeatureGroup], tables: Mapping[str, ir.Table]) -> 
     return tuple(found)
 
 
-def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+def everything(groups: Sequence[FeatureGroup]) -> tuple[Feature, ...]:
     """Return the features that the groups give where the data hold every column of the contract."""
     tables = {
         name: ibis.table({c.name: c.dtype for c in spec.columns}, name=name)
         for name, spec in TABLES.items()
     }
-    return frozenset(f.name for f in describe(available(groups, tables)[0], tables))
+    return describe(available(groups, tables)[0], tables)
+
+
+def possible(groups: Sequence[FeatureGroup]) -> frozenset[str]:
+    """Return the names of `everything`."""
+    return frozenset(f.name for f in everything(groups))
 
 
 def _unbound(name: str, table: ir.Table) -> ir.Table:

@@ -21,11 +21,13 @@ from nextbest.data.features import (
     days_between,
     deviation,
     feature_group,
+    follow,
     known_before,
     select,
     summarise,
     total,
 )
+from nextbest.data.live import Live
 from nextbest.errors import DataError
 
 WINDOWS_DAYS = (28, 91, 182)
@@ -362,69 +364,55 @@ def margins(past: Past) -> Block:
     )
 
 
-@feature_group("events", live=True)
+@feature_group("events")
 def engagement(past: Past) -> Block:
     """Opens, clicks, visits, cart adds and carts left behind."""
-    e = past.rows("events")
-    spec: Spec = {}
-    for kind, noun in (
-        ("open", "opens"),
-        ("click", "clicks"),
-        ("visit", "visits"),
-        ("cart_add", "cart_adds"),
-    ):
-        for days in (7, 28):
-            spec[f"{noun}_{days}d"] = (
-                ((e.event_type == kind) & (e.age_days <= days)).sum().cast("float64"),
-                f"{noun.replace('_', ' ')} in the last {days} days",
-                "events",
-                0.0,
-            )
-    purchase_age = e.age_days.min(where=e.event_type == "purchase")
-    cart_age = e.age_days.min(where=e.event_type == "cart_add")
+    spec = {
+        f"{noun}_{days}d": (
+            Live("count", of=kind, days=days),
+            f"{noun.replace('_', ' ')} in the last {days} days",
+            "events",
+        )
+        for kind, noun in (
+            ("open", "opens"),
+            ("click", "clicks"),
+            ("visit", "visits"),
+            ("cart_add", "cart_adds"),
+        )
+        for days in (7, 28)
+    }
     spec["days_since_last_visit"] = (
-        e.age_days.min(where=e.event_type == "visit"),
+        Live("days_since", of="visit"),
         "days since the last visit",
         "days",
-        None,
+    )
+    spec["days_since_last_cart_add"] = (
+        Live("days_since", of="cart_add"),
+        "days since something was last put in the cart",
+        "days",
     )
     spec["abandoned_cart"] = (
-        ((cart_age <= 7) & (purchase_age.isnull() | (cart_age < purchase_age)))
-        .fill_null(False)
-        .cast("float64"),
+        Live("left_behind", of="cart_add", days=7, until="purchase"),
         "1 if something was put in the cart in the last 7 days and not bought since",
         "0 or 1",
-        0.0,
     )
-    return summarise(e, "customer", spec)
+    return follow(past, "events", spec)
 
 
-@feature_group("contacts", live=True)
+@feature_group("contacts")
 def contacts(past: Past) -> Block:
     """How often, and how lately, the customer was contacted."""
-    c = past.rows("contacts")
-    return summarise(
-        c,
-        "customer",
+    return follow(
+        past,
+        "contacts",
         {
-            "contacts_total": (c.count().cast("float64"), "contacts so far", "contacts", 0.0),
-            "contacts_28d": (
-                (c.age_days <= 28).sum().cast("float64"),
-                "contacts in the last 28 days",
-                "contacts",
-                0.0,
-            ),
-            "contacts_91d": (
-                (c.age_days <= 91).sum().cast("float64"),
-                "contacts in the last 91 days",
-                "contacts",
-                0.0,
-            ),
+            "contacts_total": (Live("count"), "contacts so far", "contacts"),
+            "contacts_28d": (Live("count", days=28), "contacts in the last 28 days", "contacts"),
+            "contacts_91d": (Live("count", days=91), "contacts in the last 91 days", "contacts"),
             "days_since_last_contact": (
-                c.age_days.min(),
+                Live("days_since"),
                 "days since the last contact",
                 "days",
-                None,
             ),
         },
     )
@@ -654,13 +642,18 @@ def offer_type_history(past: Past) -> Block:
 )
 def offer_products(past: Past) -> Block:
     """How much of the customer's past shopping is in the offer's products."""
-    lines = past.lines.filter((_.amount > 0) & (_.age_days <= 182))
-    each = lines.group_by(*KEYS["customer"], "product_id").aggregate(
+    lines = past.offer_lines(182).filter(_.amount > 0)
+    # Counting what is different is slow where it is done beside sums: one level for each count.
+    bought = lines.group_by(*KEYS["pair"], "product_id", "order_id").aggregate(
         spend=total(_.amount),
         spend_91d=total(_.amount, _.age_days <= 91).fill_null(0.0),
-        orders=_.order_id.nunique(),
         last_age=_.age_days.min(),
-        depth_days=_.age_days.max(),
+    )
+    each = bought.group_by(*KEYS["pair"], "product_id").aggregate(
+        spend=total(_.spend),
+        spend_91d=total(_.spend_91d),
+        orders=_.count(),
+        last_age=_.last_age.min(),
     )
     spent = (
         past.lines.filter((_.amount > 0) & (_.age_days <= 182))
@@ -668,17 +661,12 @@ def offer_products(past: Past) -> Block:
         .aggregate(spend_all=total(_.amount), depth_days=_.age_days.max())
     )
     asked = past.moments("pair")
-    matched = (
-        asked.inner_join(past.offer_products(), ["offer_id", "as_of"])
-        .inner_join(each.drop("depth_days"), ["customer_id", "as_of", "product_id"])
-        .group_by(*KEYS["pair"])
-        .aggregate(
-            spend=total(_.spend),
-            spend_91d=total(_.spend_91d),
-            items=_.count().cast("float64"),
-            lines=_.orders.sum().cast("float64"),
-            last_age=_.last_age.min(),
-        )
+    matched = each.group_by(*KEYS["pair"]).aggregate(
+        spend=total(_.spend),
+        spend_91d=total(_.spend_91d),
+        items=_.count().cast("float64"),
+        lines=_.orders.sum().cast("float64"),
+        last_age=_.last_age.min(),
     )
     ends = past.offers.select("offer_id", "as_of", "ends_at")
     base = asked.inner_join(spent, ["customer_id", "as_of"]).inner_join(ends, ["offer_id", "as_of"])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nextbest.data.snapshots import ProfileFrames
 
-FORMAT = 1
+FORMAT = 2
 _ARRAYS = ("customer_ids", "matrix", "offer_matrix", "pairs")
 Array = NDArray[np.float64]
 
@@ -101,7 +101,7 @@ class Profiles:
             "offer_ids": list(self.offer_ids),
             "offer_columns": list(self.offer_columns),
             "pair_columns": list(self.pair_columns),
-            "features": [vars(f) for f in self.features],
+            "features": [f.to_dict() for f in self.features],
             "sha256": digests,
         }
         text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
@@ -141,7 +141,7 @@ class Profiles:
                 offer_matrix=arrays["offer_matrix"],
                 pair_columns=tuple(m["pair_columns"]),
                 pairs=arrays["pairs"],
-                features=tuple(Feature(**f) for f in m["features"]),
+                features=tuple(Feature.from_dict(f) for f in m["features"]),
             )
         except ArtifactError:
             raise

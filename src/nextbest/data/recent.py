@@ -1,15 +1,16 @@
-"""What the warehouse knows of recent contacts and responses, as one table in memory."""
+"""What the warehouse knows of the last days before a refresh, as tables in memory."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import ibis
 import pandas as pd
 
-from nextbest.data.contract import History
+from nextbest.data.contract import TABLES, History
+from nextbest.data.live import KIND_COLUMNS, Window
 
-__all__ = ["COLUMNS", "recent"]
+__all__ = ["COLUMNS", "before", "recent"]
 
 COLUMNS = ("customer_id", "offer_id", "channel", "type", "at", "decision_id")
 
@@ -38,4 +39,22 @@ def recent(history: History, days: float) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame({name: [] for name in COLUMNS})
     found: pd.DataFrame = pd.concat(parts).sort_values(list(COLUMNS), ignore_index=True)
+    return found
+
+
+def before(history: History, table: str, kept: Window, as_of: datetime) -> pd.DataFrame:
+    """Return a table's rows that features as of a moment may count: ``customer_id, at, kind``.
+
+    Those are the rows of the window that had happened, and were known, before it (naive UTC).
+    """
+    t = history.tables[table]
+    at, kind = t[str(TABLES[table].event_time)], KIND_COLUMNS[table]
+    # Ages are floats of seconds; a second more than the window keeps a rounded one inside.
+    since = as_of - timedelta(days=kept.days, seconds=1)
+    rows = t.filter((at >= since) & (at < as_of) & (t.known_at.isnull() | (t.known_at < as_of)))
+    found: pd.DataFrame = rows.select(
+        customer_id=rows.customer_id,
+        at=rows[str(TABLES[table].event_time)],
+        kind=ibis.null("string") if kind is None else rows[kind],
+    ).to_pandas()
     return found

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nextbest.decide.contact import Limit, QuietHours, Scope
 from nextbest.decide.explore import smallest_budget
-from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, positions
+from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, concerns, positions
 from nextbest.decide.policy import ContextWeight, Lever, Policy, Target
 from nextbest.decide.rules import (
     STEPS,
@@ -80,6 +80,25 @@ class Fates:
     names: tuple[tuple[str, str], ...]
     codes: Mapping[tuple[str, str], int]
 
+    def _are(self, *fates: tuple[str, str]) -> npt.NDArray[np.bool_]:
+        return np.array([fate in fates for fate in self.names])
+
+    @cached_property
+    def final(self) -> npt.NDArray[np.bool_]:
+        """By code: whether the offer passed every step before arbitration."""
+        last = ("arbitration", "arm", "chosen")
+        return np.array([step in last for step, _ in self.names]) | self._are(SCARCE)
+
+    @cached_property
+    def lost(self) -> npt.NDArray[np.bool_]:
+        """By code: whether the offer competed, and another was better or was drawn."""
+        return self._are(OUTRANKED, LESS_LIKELY, NOT_DRAWN)
+
+    @cached_property
+    def limited(self) -> npt.NDArray[np.bool_]:
+        """By code: whether there was not enough of the offer for all."""
+        return self._are(SCARCE, USED_UP)
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -119,6 +138,19 @@ class BoundPolicy:
     fallback: npt.NDArray[np.intp]
     by_id: npt.NDArray[np.intp]
     fates: Fates
+
+    @cached_property
+    def levers_by_offer(self) -> list[list[Lever]]:
+        """The levers of each offer, whatever the date."""
+        offers = range(len(self.catalogue.offer_ids))
+        return [[one for one, at in self.levers if concerns(at, i)] for i in offers]
+
+    @cached_property
+    def weights_by_offer(self) -> list[list[int]]:
+        """Numbers of the context weights that each offer may have."""
+        numbered = [(i, at) for i, (_, _, at) in enumerate(self.context_weights)]
+        offers = range(len(self.catalogue.offer_ids))
+        return [[i for i, at in numbered if concerns(at, offer)] for offer in offers]
 
     @cached_property
     def columns_read(self) -> frozenset[str]:

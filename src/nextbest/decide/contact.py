@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -276,6 +277,7 @@ class Counts:
     pool: Ints
     own: Ints | None
 
+    @cached_property
     def per_offer(self) -> Ints:
         """Events that count against each offer: customers × offers."""
         counts = self.counted[:, self.pool]
@@ -283,10 +285,11 @@ class Counts:
             counts = counts - self.own
         return np.where(self.pool >= 0, counts, 0)
 
+    @cached_property
     def reached(self) -> Mask:
         """Where the limit keeps an offer back: customers × offers."""
         allowed = self.limit.at_most - 1 if self.limit.form == "cap" else 0
-        return (self.per_offer() > allowed) & (self.pool >= 0)
+        return (self.per_offer > allowed) & (self.pool >= 0)
 
     def left(self) -> Ints:
         """How many more contacts the limit allows: customers × pools."""
@@ -386,7 +389,7 @@ def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask
 def reason(counts: Counts, customer: int, offer: int, channel: str) -> str:
     """Say in words how a limit stands for one customer and offer."""
     limit = counts.limit
-    number = int(counts.per_offer()[customer, offer])
+    number = int(counts.per_offer[customer, offer])
     one, many = limit.kind, _PLURAL[limit.kind]
     about = _ABOUT[limit.scope]
     if limit.form == "exclusion":

@@ -8,7 +8,7 @@ customer alone gives exactly what deciding a million at once gives for that cust
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ from nextbest.decide.explore import (
     reach,
     uniform,
 )
-from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.frame import Audience, Contexts, Frame, Situation, stamp, utc
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import SHARES, BoundCatalogue
 from nextbest.decide.rules import STEPS, Positions
@@ -94,7 +94,7 @@ class Decisions:
         slots before it; -1 for no offer.
     worth: (n, m) what each offer competed on, before any scarcity price; -inf where it did not
         reach arbitration.
-    offer_counts, stopped, prices, ration: as given to `decide`.
+    offer_counts, stopped, prices, ration, contexts: as given to `decide`.
     """
 
     decision_ids: Sequence[str]
@@ -116,18 +116,52 @@ class Decisions:
     stopped: Mapping[str, LossStatistics]
     prices: Prices | None
     ration: Ration | None
+    contexts: Contexts | None = None
 
     def __len__(self) -> int:
         return len(self.decision_ids)
 
-    @property
+    @cached_property
     def eligible(self) -> npt.NDArray[np.bool_]:
         """(n, m) offers that passed every step before arbitration: what could be chosen from."""
-        final = [
-            step in ("arbitration", "arm", "chosen") or (step, reason) == b.SCARCE
-            for step, reason in self.policy.fates.names
+        return self.policy.fates.final[self.fates]
+
+    @cached_property
+    def decided_at(self) -> str:
+        """When it was decided, as answers write it."""
+        return trace.written_time(self.situation.decided_at)
+
+    @cached_property
+    def counts(self) -> list[contact.Counts]:
+        """What each limit of this channel counted."""
+        return list(
+            contact.count(
+                self.policy.limits,
+                self.audience.contacts,
+                self.policy.groups,
+                n_customers=len(self),
+                n_offers=self.fates.shape[1],
+                channel=self.situation.channel,
+                decided_at=stamp(self.situation.decided_at),
+            )
+        )
+
+    @cached_property
+    def context_holds(self) -> list[npt.NDArray[np.bool_]]:
+        """For each context weight, (n, m) where its condition holds."""
+        if not self.policy.context_weights:
+            return []
+        frame = Frame(self.audience, self.catalogue, self.policy, self.situation, self.contexts)
+        get = frame.lookup(_EVERY)
+        return [
+            np.broadcast_to(rule.satisfied(get), self.fates.shape)
+            for _, rule, _ in self.policy.context_weights
         ]
-        return np.array(final)[self.fates]
+
+    @cached_property
+    def notes(self) -> dict[Any, Any]:
+        """What `nextbest.decide.inputs` has written down so far of all customers together."""
+        return {}
 
     @cached_property
     def losses(self) -> Earnings:
@@ -151,7 +185,7 @@ class Decisions:
 
         return Earnings(lost(earned.ignored), lost(earned.answered))
 
-    @property
+    @cached_property
     def profile_stale(self) -> bool:
         """Whether the profiles are older than the policy's freshness limit."""
         limit = self.policy.policy.tables.profiles.freshness_limit_days
@@ -159,6 +193,12 @@ class Decisions:
             return False
         age = utc(self.situation.decided_at) - utc(self.audience.as_of)
         return age.total_seconds() > limit * 86_400
+
+    def situation_of(self, row: int) -> Situation:
+        """Where and when one customer's offers will be shown."""
+        if self.contexts is None:
+            return self.situation
+        return replace(self.situation, context=self.contexts[row])
 
     def answer(self, row: int) -> dict[str, Any]:
         """The answer for one customer, JSON-able: the offers with their numbers and reasons."""
@@ -188,6 +228,7 @@ def decide(
     stopped: Mapping[str, LossStatistics] = _NONE_STOPPED,
     prices: Prices | None = None,
     ration: Ration | None = None,
+    contexts: Contexts | None = None,
 ) -> Decisions:
     """Decide which offers to make to each customer, or none.
 
@@ -204,6 +245,7 @@ def decide(
     prices: what using up something scarce costs others, for the offers of the catalogue in its
         order; taken off what offers compete on, except in arms that do not compete on value.
     ration: what limits over all customers leave to each; only a batch knows it.
+    contexts: n contexts where each customer has one of its own; else the situation's is for all.
 
     Returns
     -------
@@ -214,10 +256,10 @@ def decide(
     UsageError: the situation names a channel that the policy does not have, or an odd value.
     DataError: the audience lacks a column, or its shapes or probabilities are wrong.
     """
-    _check(audience, catalogue, policy, situation, decision_ids)
+    _check(audience, catalogue, policy, situation, decision_ids, contexts)
     if prices is not None and prices.offer_ids != catalogue.offer_ids:
         raise UsageError("prices", "they are for other offers", action="Use prices.for_offers")
-    frame = Frame(audience, catalogue, policy, situation)
+    frame = Frame(audience, catalogue, policy, situation, contexts)
     n, m = audience.propensity.shape
     run = _Run(audience, catalogue, policy, situation, frame, np.zeros((n, m), dtype=np.int16))
     run.candidates()
@@ -256,6 +298,7 @@ def decide(
         stopped,
         prices,
         ration,
+        contexts,
     )
 
 
@@ -298,6 +341,7 @@ def _check(
     policy: BoundPolicy,
     situation: Situation,
     decision_ids: Sequence[str],
+    contexts: Contexts | None,
 ) -> None:
     channels = policy.policy.tables.channels
     if situation.channel not in channels:
@@ -315,6 +359,8 @@ def _check(
     n, m = len(audience.customer_ids), len(catalogue.offer_ids)
     _check_shape("known", audience.known.shape, (n,))
     _check_shape("decision_ids", (len(decision_ids),), (n,))
+    if contexts is not None:
+        _check_shape("contexts", (len(contexts),), (n,))
     _check_shape("propensity", audience.propensity.shape, (n, m))
     for name, column in audience.columns.items():
         _check_shape(name, column.shape, (n,))
@@ -441,7 +487,7 @@ class _Run:
             )
         )
         for counted in counts:
-            self._remove(("contact_policy", counted.limit.name), counted.reached())
+            self._remove(("contact_policy", counted.limit.name), counted.reached)
         return counts
 
     def consent(self) -> npt.NDArray[np.bool_]:
@@ -537,6 +583,8 @@ class _Run:
     def reach(self, offer_counts: Mapping[str, OfferCounts]) -> None:
         """Remove a new offer for the customers whom it does not reach yet."""
         rules = self.policy.policy.tables.exploration
+        if rules.new_offer_reach is None:
+            return
         for at, offer_id in enumerate(self.catalogue.offer_ids):
             share = reach(offer_counts.get(offer_id, OfferCounts()), rules)
             if share < 1:

@@ -16,7 +16,7 @@ from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Column, ColumnType, Lookup, Positions
 from nextbest.errors import DataError, UsageError
 
-__all__ = ["Audience", "Frame", "Situation", "stamp", "utc"]
+__all__ = ["Audience", "Contexts", "Frame", "Situation", "stamp", "utc"]
 
 
 def utc(moment: datetime) -> datetime:
@@ -59,6 +59,7 @@ class Audience:
     contacts: what happened between us and these customers so far.
     as_of: when the profiles were computed (UTC); None if unknown.
     versions: versions of models, profiles and bundle, passed through to the trace.
+    live: by customer, what of the columns is newer than the profiles and why, passed through.
     """
 
     customer_ids: Sequence[str]
@@ -70,6 +71,7 @@ class Audience:
     contacts: ContactHistory
     as_of: datetime | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
+    live: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> Audience:
         """Keep some customers, in the order given."""
@@ -84,6 +86,7 @@ class Audience:
             self.contacts.take(at),
             self.as_of,
             self.versions,
+            self.live,
         )
 
     def known_columns(self) -> dict[str, Column]:
@@ -93,6 +96,10 @@ class Audience:
             **{name: Column(_type_of(v), "pair") for name, v in self.pair_columns.items()},
             **{name: Column(_type_of(v), "offer") for name, v in self.offer_columns.items()},
         }
+
+
+Contexts = Sequence[Mapping[str, str | float | bool | None]]
+"""What the caller tells about the moment of each of several decisions."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,18 @@ class Frame:
     """The values of every column, shaped to broadcast over customers × offers."""
 
     def __init__(
-        self, audience: Audience, catalogue: BoundCatalogue, policy: BoundPolicy, at: Situation
+        self,
+        audience: Audience,
+        catalogue: BoundCatalogue,
+        policy: BoundPolicy,
+        at: Situation,
+        contexts: Contexts | None = None,
     ) -> None:
         self._columns = {**catalogue.columns, **policy.policy.context_columns}
         self._customers = audience.columns
         self._pairs = {**audience.pair_columns, "propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
-        self._context = _context(policy, at)
+        self._context = _context(policy, at, contexts)
 
     def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
         """Make what has been computed so far available by name, over the data's columns."""
@@ -149,25 +161,40 @@ class Frame:
         return get
 
 
-def _context(policy: BoundPolicy, at: Situation) -> dict[str, Any]:
-    """Context values by name; what the caller does not tell is unknown."""
+def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> dict[str, Any]:
+    """Context values by name, for all or (n, 1); what the caller does not tell is unknown."""
     values: dict[str, Any] = {
         "channel": at.channel,
         "placement": at.placement,
         "decided_at": stamp(at.decided_at),
     }
     for name, kind in policy.policy.tables.context.items():
-        value: Any = at.context.get(name)
-        if kind == "timestamp" and isinstance(value, str):
-            value = _timestamp(name, value)
-        elif value is not None and not _fits(value, kind):
-            raise UsageError(
-                f'context "{name}"', "the value does not fit", expected=f"a {kind}", got=repr(value)
-            )
-        if value is None and kind in ("number", "timestamp"):
-            value = np.nan if kind == "number" else np.datetime64("NaT", "us")
-        values[name] = value
+        if contexts is None:
+            values[name] = _context_value(name, kind, at.context.get(name))
+        else:
+            told = [_context_value(name, kind, one.get(name)) for one in contexts]
+            values[name] = np.array(told, dtype=_CONTEXT_TYPES[kind])[:, None]
     return values
+
+
+_CONTEXT_TYPES: Mapping[ColumnType, str] = {
+    "number": "float64",
+    "timestamp": "datetime64[us]",
+    "string": "object",
+    "boolean": "object",
+}
+
+
+def _context_value(name: str, kind: ColumnType, value: Any) -> Any:
+    if kind == "timestamp" and isinstance(value, str):
+        return _timestamp(name, value)
+    if value is not None and not _fits(value, kind):
+        raise UsageError(
+            f'context "{name}"', "the value does not fit", expected=f"a {kind}", got=repr(value)
+        )
+    if value is None and kind in ("number", "timestamp"):
+        return np.nan if kind == "number" else np.datetime64("NaT", "us")
+    return value
 
 
 def _fits(value: Any, kind: ColumnType) -> bool:

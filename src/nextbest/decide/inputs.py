@@ -52,7 +52,7 @@ def inputs_of(decisions: Decisions, row: int, keep: Collection[str] = ()) -> dic
     row: which of the decisions.
     keep: customer columns to keep beside those that catalogue and policy read.
     """
-    at, policy = decisions.situation, decisions.policy
+    at, policy = decisions.situation_of(row), decisions.policy
     return {
         "decision_id": decisions.decision_ids[row],
         "customer_id": decisions.audience.customer_ids[row],
@@ -66,9 +66,7 @@ def inputs_of(decisions: Decisions, row: int, keep: Collection[str] = ()) -> dic
         "catalogue_hash": decisions.catalogue.catalogue.content_hash,
         "policy_hash": policy.policy.content_hash,
         "offer_ids": list(decisions.catalogue.offer_ids),
-        "profile": profile_of(
-            decisions.audience, row, decisions.catalogue.columns, {*policy.columns_read, *keep}
-        ),
+        "profile": _profiles(decisions, keep).of(row),
         "contacts": _contacts(decisions, row),
         "offer_counts": {name: dict(vars(c)) for name, c in sorted(decisions.offer_counts.items())},
         "stopped": {name: dict(vars(s)) for name, s in sorted(decisions.stopped.items())},
@@ -92,46 +90,85 @@ def profile_of(
 ) -> dict[str, Any]:
     """Return what is known of one customer, JSON-able: wanted columns, propensities, versions.
 
+    ``live`` is there only where something of it is newer than the profiles.
+
     Parameters
     ----------
     known: types of the columns by name.
     wanted: names of columns; those that the audience does not have are left out.
     """
-    types: dict[str, ColumnType] = {}
+    return _Profiles(audience, known, wanted).of(row)
 
-    def part(columns: Mapping[str, npt.NDArray[Any]], *at: int) -> dict[str, Any]:
-        found = sorted(wanted & columns.keys())
-        types.update({name: known[name].type for name in found})
-        return {name: _written(columns[name][at], types[name]) for name in found}
 
-    return {
-        "known": bool(audience.known[row]),
-        "as_of": None if audience.as_of is None else utc(audience.as_of).isoformat(),
-        "propensity": _written(audience.propensity[row], "number"),
-        "columns": part(audience.columns, row),
-        "pair_columns": part(audience.pair_columns, row),
-        "offer_columns": part(audience.offer_columns),
-        "types": types,
-        "versions": dict(audience.versions),
-    }
+def _profiles(decisions: Decisions, keep: Collection[str]) -> _Profiles:
+    key = ("profiles", *keep)
+    if key not in decisions.notes:
+        wanted = {*decisions.policy.columns_read, *keep}
+        columns = decisions.catalogue.columns
+        decisions.notes[key] = _Profiles(decisions.audience, columns, wanted)
+    found: _Profiles = decisions.notes[key]
+    return found
+
+
+class _Profiles:
+    """What is known of some customers, written down for all of them at once."""
+
+    def __init__(
+        self, audience: Audience, known: Mapping[str, Column], wanted: Collection[str]
+    ) -> None:
+        self._types: dict[str, ColumnType] = {}
+
+        def types_of(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, ColumnType]:
+            found = {name: known[name].type for name in sorted(wanted & columns.keys())}
+            self._types.update(found)
+            return found
+
+        columns, pairs, offers = audience.columns, audience.pair_columns, audience.offer_columns
+        self._columns = {n: _written(columns[n], kind) for n, kind in types_of(columns).items()}
+        self._pairs = {n: _rows(pairs[n], kind) for n, kind in types_of(pairs).items()}
+        self._offers = {n: _written(offers[n], kind) for n, kind in types_of(offers).items()}
+        self._propensity = _rows(audience.propensity, "number")
+        self._known = audience.known.tolist()
+        self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
+        self._versions = dict(audience.versions)
+        self._live = [audience.live.get(customer_id) for customer_id in audience.customer_ids]
+
+    def of(self, row: int) -> dict[str, Any]:
+        """What is known of one of them."""
+        return {
+            "known": self._known[row],
+            "as_of": self._as_of,
+            "propensity": self._propensity[row],
+            "columns": {name: values[row] for name, values in self._columns.items()},
+            "pair_columns": {name: rows[row] for name, rows in self._pairs.items()},
+            "offer_columns": self._offers,
+            "types": self._types,
+            "versions": self._versions,
+            **({"live": dict(live)} if (live := self._live[row]) else {}),
+        }
 
 
 def _contacts(decisions: Decisions, row: int) -> list[dict[str, Any]]:
     """The past events that some limit counted; no other can have changed the decision."""
-    at, offer_ids = decisions.situation, decisions.catalogue.offer_ids
-    past = decisions.audience.contacts.take([row])
-    events = contact.counted(
-        decisions.policy.limits, past, channel=at.channel, decided_at=stamp(at.decided_at)
-    )
-    return [
-        {
-            "kind": contact.KINDS[past.kind[i]],
-            "at": str(past.time[i]),
-            "offer_id": offer_ids[past.offer[i]] if past.offer[i] >= 0 else None,
-            "channel": past.channels[past.channel[i]] if past.channel[i] >= 0 else None,
-        }
-        for i in events.tolist()
-    ]
+    if "contacts" not in decisions.notes:
+        at, past = decisions.situation, decisions.audience.contacts
+        moment = stamp(at.decided_at)
+        counted = contact.counted(
+            decisions.policy.limits, past, channel=at.channel, decided_at=moment
+        )
+        offer_ids = decisions.catalogue.offer_ids
+        by_customer: dict[int, list[dict[str, Any]]] = {}
+        for i in counted.tolist():
+            event = {
+                "kind": contact.KINDS[past.kind[i]],
+                "at": str(past.time[i]),
+                "offer_id": offer_ids[past.offer[i]] if past.offer[i] >= 0 else None,
+                "channel": past.channels[past.channel[i]] if past.channel[i] >= 0 else None,
+            }
+            by_customer.setdefault(int(past.customer[i]), []).append(event)
+        decisions.notes["contacts"] = by_customer
+    found: list[dict[str, Any]] = decisions.notes["contacts"].get(row, [])
+    return found
 
 
 def audience_of(inputs: Mapping[str, Any]) -> Audience:
@@ -165,6 +202,9 @@ def audience_of_all(many: Sequence[Mapping[str, Any]]) -> Audience:
         contacts=_past_of_all(many),
         as_of=None if first["as_of"] is None else datetime.fromisoformat(first["as_of"]),
         versions=first["versions"],
+        live={
+            one["customer_id"]: one["profile"]["live"] for one in many if "live" in one["profile"]
+        },
     )
 
 
@@ -299,17 +339,28 @@ def _ration_read(many: Sequence[Mapping[str, Any]]) -> Ration | None:
     return Ration(np.array(left), np.array([one["ration"]["settled"] for one in many]))
 
 
-def _written(values: Any, kind: ColumnType) -> Any:
+def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:
     """Values of one type as JSON holds them: null is unknown, an infinity is a text."""
     if kind == "timestamp":
-        values = np.datetime_as_string(np.asarray(values, dtype="datetime64[us]"))
-        values = np.where(values == "NaT", None, values.astype(object))
+        texts = np.datetime_as_string(np.asarray(values, dtype="datetime64[us]"))
+        return [None if text == "NaT" else text for text in texts.tolist()]
     if kind == "number":
         values = np.asarray(values, dtype=np.float64)
         if np.isfinite(values).all():
-            return values.tolist()
-    listed = np.asarray(values, dtype=object).tolist()
-    return [_plain(v) for v in listed] if isinstance(listed, list) else _plain(listed)
+            finite: list[Any] = values.tolist()
+            return finite
+    return [_plain(v) for v in np.asarray(values, dtype=object).tolist()]
+
+
+def _rows(values: npt.NDArray[Any], kind: ColumnType) -> list[list[Any]]:
+    """The rows of a matrix as JSON holds them."""
+    if kind == "number":
+        values = np.asarray(values, dtype=np.float64)
+        whole, rows = np.isfinite(values).all(axis=1).tolist(), values.tolist()
+        return [
+            row if fine else [_plain(v) for v in row] for fine, row in zip(whole, rows, strict=True)
+        ]
+    return [_written(row, kind) for row in values]
 
 
 def _plain(value: Any) -> Any:

@@ -421,6 +421,8 @@ class Amounts:
 
         ``lookup`` gives, for some offers, the columns' values over customers × those offers.
         """
+        if not self.formulas:
+            return self.constants[None, :]
         values = [(np.asarray(f.evaluate(lookup(offers))), offers) for f, offers in self.formulas]
         rows = max((value.shape[0] for value, _ in values if value.ndim == 2), default=1)
         result = np.repeat(self.constants[None, :], rows, axis=0)

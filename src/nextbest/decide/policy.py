@@ -48,6 +48,7 @@ __all__ = [
     "Budgets",
     "ContextWeight",
     "Exploration",
+    "Gates",
     "Holdout",
     "Lever",
     "Policy",
@@ -296,6 +297,21 @@ class Budgets(Table):
     prices_valid_days: Days = 7
 
 
+class Gates(Table):
+    """What a policy must show before it goes live.
+
+    ``max_loss_per_1000_decisions`` is in the shop's currency: on the log of the policy before it,
+    the interval of what it earns more may nowhere be under minus so much; without it nothing has to
+    be shown.
+    """
+
+    max_loss_per_1000_decisions: float | None = Field(default=None, ge=0, le=1e12)
+
+    def must_pass(self) -> bool:
+        """Whether a policy has to pass an evaluation on the log before it goes live."""
+        return self.max_loss_per_1000_decisions is not None
+
+
 class PolicyTables(Table):
     """The whole file."""
 
@@ -317,6 +333,7 @@ class PolicyTables(Table):
     exploration: Exploration = Exploration()
     budgets: Budgets = Budgets()
     sensitive: Sensitive = Sensitive()
+    gates: Gates = Gates()
 
     def limits(self) -> tuple[Limit, ...]:
         """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""

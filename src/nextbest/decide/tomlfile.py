@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+MAX_DEPTH = 100
+
+
 class Table(BaseModel):
     """One table of a TOML file: fixed fields, exact types, never changed once read."""
 
@@ -67,7 +70,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             action=f"Looked for it at {path}.",
         ) from None
     try:
-        return tomllib.loads(text)
+        content = tomllib.loads(text)
     except (ValueError, RecursionError) as fault:
         what, _, spot = str(fault).rpartition(" (at ")
         what = what or "a number too long or tables too deep"
@@ -81,6 +84,19 @@ def read_toml(path: Path) -> dict[str, Any]:
             expected="valid TOML",
             got=what.lower(),
         ) from None
+    if _too_deep(content):
+        expected = f"at most {MAX_DEPTH} tables in each other"
+        raise ConfigError(where, "the tables are too deep", expected=expected)
+    return content
+
+
+def _too_deep(content: Any) -> bool:
+    """Tell whether tables and lists go deeper than anything that walks through them could."""
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+    return bool(level)
 
 
 def toml_of(table: Mapping[str, Any]) -> str:

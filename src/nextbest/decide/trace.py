@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,16 +17,16 @@ from nextbest.decide import binding as b
 from nextbest.decide import contact
 from nextbest.decide.arbitrate import weigh
 from nextbest.decide.explore import loss_bound
-from nextbest.decide.frame import Frame, stamp, utc
+from nextbest.decide.frame import Frame, Situation, stamp, utc
 from nextbest.decide.holdout import NO_LEVERS, POLICY, PROPENSITY_ONLY, RANDOM_ELIGIBLE
 from nextbest.decide.offers import SHARES, concerns
-from nextbest.decide.rules import STEPS
+from nextbest.decide.rules import STEPS, NamedRule
 
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
     from nextbest.decide.offers import Offer
 
-__all__ = ["answer", "funnel", "selection", "table", "trace"]
+__all__ = ["answer", "funnel", "selection", "table", "trace", "written_time"]
 
 _WORDS = {
     b.INACTIVE: "it is switched off",
@@ -45,17 +46,23 @@ _WORDS = {
     b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
 }
 
+# Fates whose reason is the same for every offer of a customer.
+_SAME_FOR_ALL = frozenset(_WORDS.keys() - {b.SCARCE}) | {b.NO_CONSENT}
 
-def _time(moment: datetime) -> str:
+
+def written_time(moment: datetime) -> str:
+    """A moment as answers and traces write it: ISO 8601 in UTC."""
     return utc(moment).isoformat().replace("+00:00", "Z")
 
 
 def plain(value: Any) -> Any:
     """One value as JSON can hold it: unknown becomes None, times ISO 8601 in UTC."""
-    item = value if isinstance(value, str | float) else np.asarray(value).item()
+    if value is None or isinstance(value, str):
+        return value
+    item = float(value) if isinstance(value, float) else np.asarray(value).item()
     if isinstance(item, datetime):
-        return _time(item)
-    if isinstance(item, float) and not np.isfinite(item):
+        return written_time(item)
+    if isinstance(item, float) and not math.isfinite(item):
         return None
     return item
 
@@ -67,36 +74,30 @@ class _Case:
         self.of = decisions
         self.row = row
         self.known = bool(decisions.audience.known[row])
-        self.one = decisions.audience.take([row])
-        self.frame = Frame(self.one, decisions.catalogue, decisions.policy, decisions.situation)
-        self._numbers: dict[str, list[float]] = {}
+        self._told: dict[tuple[str, str], dict[str, Any]] = {}
+        self._why_not: dict[tuple[str, str], str] = {}
+
+    @cached_property
+    def at(self) -> Situation:
+        return self.of.situation_of(self.row)
+
+    @cached_property
+    def frame(self) -> Frame:
+        one = self.of.audience.take([self.row])
+        return Frame(one, self.of.catalogue, self.of.policy, self.at)
 
     def fate(self, offer: int) -> tuple[str, str]:
         return self.of.policy.fates.names[self.of.fates[self.row, offer]]
 
     def number(self, name: str, offer: int) -> Any:
         """One of the numbers behind the priority, or None where it is unknown."""
-        if name not in self._numbers:
-            values = getattr(self.of.values, name)
-            own = values[self.row if len(values) > 1 else 0]
-            every = own if len(own) > 1 else np.repeat(own, self.of.fates.shape[1])
-            self._numbers[name] = every.tolist()
-        return plain(self._numbers[name][offer])
+        return plain(self._numbers(name)[offer])
 
-    @cached_property
-    def counts(self) -> list[contact.Counts]:
-        at = self.of.situation
-        return list(
-            contact.count(
-                self.of.policy.limits,
-                self.one.contacts,
-                self.of.policy.groups,
-                n_customers=1,
-                n_offers=len(self.of.catalogue.offer_ids),
-                channel=at.channel,
-                decided_at=stamp(at.decided_at),
-            )
-        )
+    def _numbers(self, name: str) -> npt.NDArray[np.float64]:
+        """(m,) one of the numbers behind the priority."""
+        values: npt.NDArray[np.float64] = getattr(self.of.values, name)
+        own = values[self.row if len(values) > 1 else 0]
+        return own if len(own) > 1 else np.broadcast_to(own, self.of.fates.shape[1:])
 
     def candidate(self, offer: int) -> dict[str, Any]:
         step, reason = self.fate(offer)
@@ -105,54 +106,77 @@ class _Case:
         return {"step": "candidate", "passed": True, "reason": "live on this channel"}
 
     def rules(self, step: str, offer: int) -> dict[str, Any]:
-        get = self.frame.lookup(slice(offer, offer + 1))
-        found = []
-        for source, rules in (
-            ("policy", self.of.policy.rules),
-            ("offer", self.of.catalogue.rules),
-        ):
-            for named in rules:
-                if named.step != step or not concerns(named.offers, offer):
-                    continue
-                clauses = named.rule.explain(get, lambda name: plain(get(name)))
-                found.append(
-                    {
-                        "rule": named.name,
-                        "of": source,
-                        "text": named.rule.text,
-                        "passed": all(clause["outcome"] == "true" for clause in clauses),
-                        "clauses": clauses,
-                    }
-                )
+        sources = {"policy": self.of.policy.rules, "offer": self.of.catalogue.rules}
+        found = [
+            self._rule(source, named, offer)
+            for source, rules in sources.items()
+            for named in rules
+            if named.step == step and concerns(named.offers, offer)
+        ]
         return {"step": step, "passed": all(rule["passed"] for rule in found), "rules": found}
 
+    def _rule(self, source: str, named: NamedRule, offer: int) -> dict[str, Any]:
+        get = self.frame.lookup(slice(offer, offer + 1))
+        clauses = named.rule.explain(get, lambda name: plain(get(name)))
+        return {
+            "rule": named.name,
+            "of": source,
+            "text": named.rule.text,
+            "passed": all(clause["outcome"] == "true" for clause in clauses),
+            "clauses": clauses,
+        }
+
+    def _failed_rule(self, offer: int) -> dict[str, Any]:
+        """The step of an offer that a rule removed, with that rule alone."""
+        step, name = self.fate(offer)
+        named = next(
+            rule
+            for rule in (*self.of.policy.rules, *self.of.catalogue.rules)
+            if (rule.step, rule.name) == (step, name) and concerns(rule.offers, offer)
+        )
+        columns = self.of.catalogue.columns
+        if any(columns[c].source in ("pair", "offer") for c in named.rule.columns if c in columns):
+            return {"step": step, "passed": False, "rules": [self._rule("", named, offer)]}
+        # What depends on the customer alone comes out alike for all offers of the rule.
+        key = (step, named.rule.text)
+        if key not in self._told:
+            rules = [self._rule("", named, offer)]
+            self._told[key] = {"step": step, "passed": False, "rules": rules}
+        return self._told[key]
+
     def contact_policy(self, offer: int) -> dict[str, Any]:
+        checks = list(self._contact_checks(offer))
+        passed = all(check["passed"] for check in checks)
+        return {"step": "contact_policy", "passed": passed, "rules": checks}
+
+    def _contact_checks(self, offer: int) -> Iterator[dict[str, Any]]:
+        """Consent, quiet hours and limits, in the order in which they remove offers."""
         channel = self.of.situation.channel
         policy = self.of.policy.policy.tables.channels[channel]
-        checks = []
         if policy.consent_required:
             name = self.of.policy.consent_columns[channel]
-            column = None if name is None else self.one.columns[name]
+            own = slice(self.row, self.row + 1)
+            column = None if name is None else self.of.audience.columns[name][own]
             allowed = contact.consent(column, policy.unknown_consent == "allow", 1)
             seen = "the data have no consent column"
             given = seen if name is None else f"{name} is {_shown(plain(column))}"
-            checks.append({"rule": "consent", "passed": bool(allowed[0]), "reason": given})
+            yield {"rule": "consent", "passed": bool(allowed[0]), "reason": given}
         moment = utc(self.of.situation.decided_at)
-        checks += [
-            {"rule": h.name, "passed": not h.quiet(moment), "reason": h.reason(moment)}
-            for h in self.of.policy.quiet_hours
-            if h.applies_to(channel)
-        ]
-        for counted in self.counts:
-            checks.append(
-                {
-                    "rule": counted.limit.name,
-                    "passed": not bool(counted.reached()[0, offer]),
-                    "reason": contact.reason(counted, 0, offer, channel),
-                }
-            )
-        passed = all(check["passed"] for check in checks)
-        return {"step": "contact_policy", "passed": passed, "rules": checks}
+        for hours in self.of.policy.quiet_hours:
+            if hours.applies_to(channel):
+                quiet = hours.quiet(moment)
+                yield {"rule": hours.name, "passed": not quiet, "reason": hours.reason(moment)}
+        for counted in self.of.counts:
+            yield {
+                "rule": counted.limit.name,
+                "passed": not bool(counted.reached[self.row, offer]),
+                "reason": contact.reason(counted, self.row, offer, channel),
+            }
+
+    def _failed_contact(self, offer: int) -> dict[str, Any]:
+        """The step of an offer that the contact policy removed, with what removed it alone."""
+        failed = next(check for check in self._contact_checks(offer) if not check["passed"])
+        return {"step": "contact_policy", "passed": False, "rules": [failed]}
 
     def numbers(self, offer: int) -> dict[str, Any]:
         names = (
@@ -319,18 +343,18 @@ class _Case:
 
     def competes(self, name: str, offer: int) -> Any:
         """What the offer competed on in the customer's arm."""
-        if name == "propensity":
-            return plain(self.of.audience.propensity[self.row, offer])
-        return self._priority(offer) - (self.scarcity_prices[offer] if self.pays else 0.0)
+        return float(self.competing(name)[offer])
 
-    def _priority(self, offer: int) -> Any:
-        """The offer's priority in the customer's arm, before any scarcity price."""
+    def competing(self, name: str) -> npt.NDArray[np.float64]:
+        """(m,) what each offer competed on in the customer's arm."""
+        if name == "propensity":
+            own: npt.NDArray[np.float64] = self.of.audience.propensity[self.row]
+            return own
         if self.of.arm[self.row] == NO_LEVERS:
-            objective, weight = (
-                np.asarray(self.number(part, offer)) for part in ("objective", "context_weight")
-            )
-            return plain(weigh(objective, weight))
-        return self.number("priority", offer)
+            priority = weigh(self._numbers("objective"), self._numbers("context_weight"))
+        else:
+            priority = self._numbers("priority")
+        return priority - self.scarcity_prices if self.pays else priority
 
     def steps(self, offer: int) -> list[dict[str, Any]]:
         """The steps that the offer passed, and the one that removed it."""
@@ -362,18 +386,22 @@ class _Case:
 
     def why_not(self, offer: int) -> str:
         """One line on why the offer is not made."""
-        last = self._last(offer)
-        step = last["step"].replace("_", " ")
-        return f"offer {self.of.catalogue.offer_ids[offer]}: {step}: {_why(last)}"
+        step, _ = fate = self.fate(offer)
+        why = self._why_not.get(fate)
+        if why is None:
+            why = f"{step.replace('_', ' ')}: {_why(self._last(offer))}"
+            if fate in _SAME_FOR_ALL:
+                self._why_not[fate] = why
+        return f"offer {self.of.catalogue.offer_ids[offer]}: {why}"
 
     def _last(self, offer: int) -> dict[str, Any]:
         """The last of the offer's steps; a decision that makes no offer asks for nothing more."""
         step, _ = fate = self.fate(offer)
         if step in STEPS:
-            return self.rules(step, offer)
+            return self._failed_rule(offer)
         ways = {
             "candidate": self.candidate,
-            "contact_policy": self.contact_policy,
+            "contact_policy": self._failed_contact,
             "value": self.value,
             "arbitration": self.arbitration,
         }
@@ -391,35 +419,36 @@ class _Case:
         """In plain words, why the offer is made."""
         if not self.known:
             return ["nothing is known about this customer: the fallback list decides"]
-        numbers = self.numbers(offer)
-        details = self.of.catalogue.catalogue.offers[offer]
-        within = self._within(details)
         margin, incentive, contact_cost, kept, profit = (
-            f"{numbers[name]:.2f}"
+            self.number(name, offer)
             for name in (
                 "margin", "incentive_cost", "contact_cost", "retention_value", "expected_profit"
             )
         )  # fmt: skip
-        money = f"expected profit {profit}: margin {margin} less incentive {incentive} per response"
-        money += f", less {contact_cost} to contact"
-        if numbers.get("baseline_rate"):
-            anyway = numbers["baseline_rate"] * numbers["margin"]
-            money += f", less {anyway:.2f} of margin that would come anyway"
-        money += f", plus {kept} for keeping the customer" if numbers["retention_value"] else ""
-        reasons = [f"{numbers['propensity']:.1%} chance of a response{within}", money]
+        details = self.of.catalogue.catalogue.offers[offer]
+        money = (
+            f"expected profit {profit:.2f}: margin {margin:.2f} less incentive {incentive:.2f}"
+            f" per response, less {contact_cost:.2f} to contact"
+        )
+        if details.baseline_rate != 0:
+            rate = self.number("baseline_rate", offer)
+            money += f", less {rate * margin:.2f} of margin that would come anyway" if rate else ""
+        money += f", plus {kept:.2f} for keeping the customer" if kept else ""
+        propensity = self.of.audience.propensity[self.row, offer]
+        reasons = [f"{propensity:.1%} chance of a response{self._within(details)}", money]
         reasons += [
-            f"lever × {lever.multiplier:g} until {_time(lever.until)}: {lever.reason}"
-            for lever, offers in self.of.policy.levers
-            if concerns(offers, offer) and utc(self.of.situation.decided_at) < lever.until
+            f"lever × {lever.multiplier:g} until {written_time(lever.until)}: {lever.reason}"
+            for lever in self.of.policy.levers_by_offer[offer]
+            if utc(self.of.situation.decided_at) < lever.until
         ]
-        get = self.frame.lookup(slice(offer, offer + 1))
         if self.pays and self.scarcity_prices[offer] > 0:
             price = f"scarcity price {self.scarcity_prices[offer]:.2f}"
             reasons.append(f"{price}: what others would gain from it; priority is less that")
         reasons += [
             f'context weight "{weight.name}" × {weight.multiplier:g}'
-            for weight, rule, offers in self.of.policy.context_weights
-            if concerns(offers, offer) and bool(np.asarray(rule.satisfied(get)).item())
+            for number in self.of.policy.weights_by_offer[offer]
+            if self.of.context_holds[number][self.row, offer]
+            for weight, _, _ in [self.of.policy.context_weights[number]]
         ]
         return [*reasons, *self._choice(offer)]
 
@@ -439,23 +468,36 @@ class _Case:
         return reasons
 
     def _against_the_next(self, offer: int) -> str:
-        codes = self.of.policy.fates.codes
-        by_propensity = self.of.arm[self.row] == PROPENSITY_ONLY
-        name = "propensity" if by_propensity else "priority"
-        lost = [codes[fate] for fate in (b.OUTRANKED, b.LESS_LIKELY, b.NOT_DRAWN)]
-        behind = [
-            (-self.competes(name, j), self.of.catalogue.offer_ids[j])
-            for j in np.flatnonzero(np.isin(self.of.fates[self.row], lost)).tolist()
-        ]
-        if not behind:
-            limited = [codes[fate] for fate in (b.SCARCE, b.USED_UP)]
-            if np.isin(self.of.fates[self.row], limited).any():
+        values, positions = _runners_up(self.of)
+        worth, position = values[self.row], positions[self.row]
+        if position < 0:
+            if self.of.policy.fates.limited[self.of.fates[self.row]].any():
                 return "no other offer would earn anything of which there is enough for all"
             return "no other offer that may be made would earn anything"
-        least, offer_id = min(behind)
+        name = "propensity" if self.of.arm[self.row] == PROPENSITY_ONLY else "priority"
         own = self.competes(name, offer)
-        other = "next" if -least <= own else "better, but not drawn,"
-        return f"{name} {own:.2f}; {other} is offer {offer_id} at {-least:.2f}"
+        other = "next" if worth <= own else "better, but not drawn,"
+        offer_id = self.of.catalogue.offer_ids[position]
+        return f"{name} {own:.2f}; {other} is offer {offer_id} at {worth:.2f}"
+
+
+def _runners_up(decisions: Decisions) -> tuple[list[float], list[int]]:
+    """For each customer what the best of the offers that lost competed on; -1 where none did."""
+    if "runners up" not in decisions.notes:
+        fates, by_id = decisions.policy.fates, decisions.policy.by_id
+        propensity_only = decisions.arm == PROPENSITY_ONLY
+        worth = np.array(np.broadcast_to(decisions.values.priority, decisions.fates.shape))
+        worth[propensity_only] = decisions.audience.propensity[propensity_only]
+        of_their_own = (decisions.arm == NO_LEVERS) | (decisions.prices is not None)
+        for row in np.flatnonzero(of_their_own & ~propensity_only).tolist():
+            worth[row] = _Case(decisions, row).competing("priority")
+        behind = np.where(fates.lost[decisions.fates], worth, -np.inf)[:, by_id]
+        first = np.argmax(behind, axis=1)
+        best = behind[np.arange(len(first)), first]
+        position = np.where(np.isfinite(best), by_id[first], -1)
+        decisions.notes["runners up"] = (best.tolist(), position.tolist())
+    found: tuple[list[float], list[int]] = decisions.notes["runners up"]
+    return found
 
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
@@ -486,10 +528,9 @@ def _shown(value: Any) -> str:
 def _offers(case: _Case) -> list[dict[str, Any]]:
     decisions, row = case.of, case.row
     made = []
-    for slot, offer in enumerate(decisions.chosen[row]):
-        if offer < 0:
+    for slot, at in enumerate(decisions.chosen[row].tolist()):
+        if at < 0:
             break
-        at = int(offer)
         made.append(
             {
                 "offer_id": decisions.catalogue.offer_ids[at],
@@ -509,7 +550,7 @@ def _head(decisions: Decisions, row: int) -> dict[str, Any]:
     return {
         "decision_id": decisions.decision_ids[row],
         "customer_id": decisions.audience.customer_ids[row],
-        "decided_at": _time(decisions.situation.decided_at),
+        "decided_at": decisions.decided_at,
         "arm": decisions.arm[row],
         "known_customer": bool(decisions.audience.known[row]),
         "profile_stale": decisions.profile_stale,
@@ -530,12 +571,14 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
 
     Each offer lists the steps that it passed and the one that removed it, with every rule's text,
     its clauses' outcomes and the values they saw, the numbers behind its priority, and for every
-    amount that is an expression its text and the values that it read.
+    amount that is an expression its text and the values that it read. ``live`` says what of the
+    profile changed since ``profile_as_of``, from what to what.
     """
     case = _Case(decisions, row)
-    at = decisions.situation
+    at = case.at
     declared = decisions.policy.policy.tables.context
     as_of = decisions.audience.as_of
+    live = decisions.audience.live.get(decisions.audience.customer_ids[row])
     offers = []
     for offer, details in enumerate(decisions.catalogue.catalogue.offers):
         step, reason = case.fate(offer)
@@ -562,7 +605,8 @@ def trace(decisions: Decisions, row: int) -> dict[str, Any]:
             "context": {name: at.context.get(name) for name in declared},
             "context_ignored": sorted(at.context.keys() - declared.keys()),
         },
-        "profile_as_of": None if as_of is None else _time(as_of),
+        "profile_as_of": None if as_of is None else written_time(as_of),
+        **({"live": dict(live)} if live else {}),
         "versions": dict(decisions.audience.versions),
         **({} if decisions.prices is None else {"prices": decisions.prices.to_dict()}),
         "catalogue_hash": decisions.catalogue.catalogue.content_hash,
@@ -583,15 +627,16 @@ def selection(decisions: Decisions, row: int) -> dict[str, Any]:
     would have got without the holdout are under ``would_choose``.
     """
     ids = decisions.catalogue.offer_ids
-    chances = decisions.probabilities[row]
+    chances = decisions.probabilities[row].tolist()
     return {
         "arm": decisions.arm[row],
         "policy": decisions.policy.policy.tables.exploration.policy,
-        "eligible": [ids[j] for j in np.flatnonzero(decisions.eligible[row])],
-        "probabilities": {ids[j]: float(chances[j]) for j in np.flatnonzero(chances[:-1])},
-        "no_offer": float(chances[-1]),
+        "eligible": list(compress(ids, decisions.eligible[row].tolist())),
+        # The last one is no offer.
+        "probabilities": {name: p for name, p in zip(ids, chances, strict=False) if p},
+        "no_offer": chances[-1],
         "end": float(decisions.end_probability[row]),
-        "would_choose": [ids[j] for j in decisions.would_choose[row] if j >= 0],
+        "would_choose": [ids[j] for j in decisions.would_choose[row].tolist() if j >= 0],
     }
 
 

@@ -62,6 +62,12 @@ class Tally:
                 groups = self.groups[name]
                 groups[label] = groups[label] + more if label in groups else more
 
+    def labels(self, attribute: str) -> list[str]:
+        """Return the groups in order: a number's lowest first, others by name, unknown last."""
+        inner = self._divisions[attribute].labels or sorted(self.groups[attribute])
+        told = [label for label in inner if label != UNKNOWN]
+        return [*told, *(label for label in self.groups[attribute] if label not in told)]
+
 
 def _mean_propensity(decisions: Decisions) -> Floats:
     """Each customer's mean propensity over the offers that run here; NaN where none is known."""
@@ -166,7 +172,10 @@ def judge(tally: Tally, rules: Sensitive) -> list[dict[str, Any]]:
     together (Bonferroni). Groups below ``smallest_group``, and customers of whom the attribute is
     unknown, are shown and not judged.
     """
-    return [_attribute(name, groups, rules) for name, groups in tally.groups.items()]
+    return [
+        _attribute(name, {label: groups[label] for label in tally.labels(name)}, rules)
+        for name, groups in tally.groups.items()
+    ]
 
 
 def _attribute(name: str, groups: Mapping[str, Figures], rules: Sensitive) -> dict[str, Any]:

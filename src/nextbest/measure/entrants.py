@@ -17,7 +17,7 @@ from ibis import _
 
 from nextbest.errors import DataError, Fault, UsageError, did_you_mean
 from nextbest.measure.collect import ARM, UNIT
-from nextbest.measure.log import ANSWERS, SALES, DecisionLog, answered
+from nextbest.measure.log import ANSWERS, SALES, DecisionLog, heard_of, offers_made
 from nextbest.measure.tables import OUTCOMES
 
 __all__ = ["BEFORE", "NOBODY", "OFFER", "PROFILE", "Entered", "Entry", "enter"]
@@ -31,6 +31,7 @@ NOBODY: Final = "no offer"
 #: What comes before the name of a column that was logged with the decision.
 PROFILE: Final = "profile_"
 _OF_THE_DECISION: Final = ("channel", "placement")
+_UNKNOWN: Final = "unknown"
 _TIERS: Final = 5
 _FEW: Final = 10
 _WITHOUT_OFFERS: Final = ("holdout", "no_contact")
@@ -200,25 +201,12 @@ def _units(
     rows = log.decisions.filter(_.decided_at < entry.until)
     if entry.since is not None:
         rows = rows.filter(_.decided_at >= entry.since)
-    # Known at the first of several decisions at one moment, whichever order they are read in.
-    first = ibis.struct({"at": rows.decided_at, "id": rows.decision_id, "rank": rows["rank"]})
-    wanted: dict[str, Any] = {}
-    for name in by:
-        if name == OFFER:
-            wanted[OFFER] = rows.would_offer_id.fill_null(NOBODY)
-        elif name in _OF_THE_DECISION or PROFILE + name in rows.columns:
-            at = rows[name if name in _OF_THE_DECISION else PROFILE + name]
-            wanted[name] = at.fill_null("unknown")
-    if before is not None:
-        number = rows[PROFILE + before].try_cast("float64")
-        wanted["before"] = number.fill_null(0.0)
     is_known = rows.known.fill_null(False)
     units = rows.group_by(UNIT).aggregate(
         entered_at=rows.decided_at.min(where=is_known),
-        # Two arms are caught where customers are added up; a change of arm is never hidden.
+        # A change of arm is never hidden.
         arm=rows.arm.min(where=is_known),
         last_arm=rows.arm.max(where=is_known),
-        **{name: value.argmin(first, where=is_known) for name, value in wanted.items()},
     )
     complete = units.entered_at + _span(entry.days) <= ibis.literal(entry.until, type="timestamp")
     counts = units.aggregate(
@@ -244,7 +232,36 @@ def _units(
             got=f"{unfinished:,} who entered later, {strangers:,} of whom nothing was known",
             action="Wait, or watch them for fewer --days",
         )  # fmt: skip
-    return units.filter(complete).drop("last_arm"), strangers, unfinished
+    units = units.filter(complete).drop("last_arm")
+    described = _at_entry(rows.filter(is_known), units, by, before)
+    if described is not None:
+        units = units.left_join(described, UNIT).drop(f"{UNIT}_right")
+    return units, strangers, unfinished
+
+
+def _at_entry(
+    rows: ibis.Table, units: ibis.Table, by: Sequence[str], before: str | None
+) -> ibis.Table | None:
+    """What the first decision logged of each customer; None where nothing is asked for."""
+    first = rows.inner_join(units.select(UNIT, "entered_at"), UNIT)
+    first = first.filter(first.decided_at == first.entered_at)
+    wanted: dict[str, Any] = {}
+    for name in by:
+        if name == OFFER:
+            wanted[OFFER] = first.would_offer_id.fill_null(NOBODY)
+        elif name in _OF_THE_DECISION or PROFILE + name in rows.columns:
+            at = first[name if name in _OF_THE_DECISION else PROFILE + name]
+            wanted[name] = at.fill_null(_UNKNOWN)
+    if before is not None:
+        wanted["before"] = first[PROFILE + before].try_cast("float64").fill_null(0.0)
+    if not wanted:
+        return None
+    # Of several decisions at one moment always the same one, in whichever order they are read.
+    order = ibis.struct({"id": first.decision_id, "rank": first["rank"]})
+    found: ibis.Table = first.group_by(UNIT).aggregate(
+        **{name: value.argmin(order) for name, value in wanted.items()}
+    )
+    return found
 
 
 def _span(days: float) -> Any:
@@ -262,7 +279,7 @@ def _sums(
         told = told.filter(_.outcome_type.isin(ANSWERS))
         parts.append(told.group_by(UNIT).aggregate(_responses=_.count().cast("float64")))
     if {"margin", "clv"} & set(outcomes):
-        parts.append(_costs(log, entry, units))
+        parts += _costs(log, entry, units)
     if set(outcomes) - {"response"} or entry.purchases == "data":
         if entry.purchases == "log":
             notes.append(
@@ -291,10 +308,20 @@ def _watched(
     return both.filter((both[time] >= start) & (both[time] < both.entered_at + _span(entry.days)))
 
 
-def _costs(log: DecisionLog, entry: Entry, units: ibis.Table) -> ibis.Table:
-    made = _watched(answered(log, entry.days), "decided_at", units, entry)
-    cost = made.contact_cost + made.answered.ifelse(made.incentive_cost, 0.0)
-    return made.group_by(UNIT).aggregate(_costs=cost.sum(), unknown_costs=cost.isnull().any())
+def _costs(log: DecisionLog, entry: Entry, units: ibis.Table) -> list[ibis.Table]:
+    """What contacts and the incentives of those that were answered cost; the latter are few."""
+    made = _watched(offers_made(log), "decided_at", units, entry)
+    contacts = made.group_by(UNIT).aggregate(
+        _contacts=made.contact_cost.sum(), unknown_contacts=made.contact_cost.isnull().any()
+    )
+    heard = heard_of(log, entry.days).filter(_.answered).select("decision_id", "offer_id")
+    taken = offers_made(log).inner_join(heard, ["decision_id", "offer_id"])
+    taken = _watched(taken, "decided_at", units, entry)
+    incentives = taken.group_by(UNIT).aggregate(
+        _incentives=taken.incentive_cost.sum(),
+        unknown_incentives=taken.incentive_cost.isnull().any(),
+    )
+    return [contacts, incentives]
 
 
 def _sales(sales: ibis.Table, entry: Entry, units: ibis.Table) -> ibis.Table:
@@ -320,8 +347,10 @@ def _value(found: ibis.Table, name: str, entry: Entry) -> Any:
             margin, unknown = found["_revenue"] * entry.margin_share, ibis.literal(False)
         else:
             margin, unknown = found["_margin"], found.unknown_margin.fill_null(False)
-        unknown |= found.unknown_costs.fill_null(False)
-        net = unknown.ifelse(ibis.null("float64"), margin - found["_costs"])
+        for cost in ("contacts", "incentives"):
+            unknown |= found[f"unknown_{cost}"].fill_null(False)
+        net = margin - found["_contacts"] - found["_incentives"]
+        net = unknown.ifelse(ibis.null("float64"), net)
         return net if name == "margin" else net + found.clv_remainder.cast("float64")
     return {
         "response": lambda: found["_responses"] > 0,
@@ -335,7 +364,7 @@ def _segment(found: ibis.Table, name: str) -> Any:
     """A column of segments; numbers of many values become fifths of the customers."""
     column = found[name]
     if column.type().is_string():
-        text = column.nullif("unknown")
+        text = column.nullif(_UNKNOWN)
         number = text.try_cast("float64")
         is_number = ~(text.notnull() & number.isnull()).any() & number.notnull().any()
         if not found.aggregate(is_number=is_number).to_pyarrow().to_pylist()[0]["is_number"]:
@@ -352,7 +381,7 @@ def _segment(found: ibis.Table, name: str) -> Any:
     for i in range(len(edges) - 1, -1, -1):
         low = f"over {edges[i - 1]:,.4g} to " if i else "up to "
         label = (column <= edges[i]).ifelse(f"{i + 1}: {low}{edges[i]:,.4g}", label)
-    return column.isnull().ifelse("unknown", label)
+    return column.isnull().ifelse(_UNKNOWN, label)
 
 
 def _one_sided(found: ibis.Table) -> None:

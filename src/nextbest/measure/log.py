@@ -15,7 +15,15 @@ from ibis import _
 
 from nextbest.errors import DataError
 
-__all__ = ["ANSWERS", "SALES", "DecisionLog", "answered", "unoffered_sales"]
+__all__ = [
+    "ANSWERS",
+    "SALES",
+    "DecisionLog",
+    "answered",
+    "heard_of",
+    "offers_made",
+    "unoffered_sales",
+]
 
 #: Outcomes that answer an offer, and those that bring in money.
 ANSWERS: Final = ("response", "conversion")
@@ -59,6 +67,13 @@ class DecisionLog:
                 raise DataError(str(path), "cannot be read", got=reason) from error
         return cls(*tables)
 
+    def last_policy(self) -> str | None:
+        """Content hash of the policy that decided last; None where the log is empty."""
+        rows = self.decisions.filter(_.policy.notnull())
+        latest = ibis.struct({"at": rows.decided_at, "id": rows.decision_id})
+        found: str | None = rows.policy.argmax(latest).to_pyarrow().as_py()
+        return found
+
     @property
     def until(self) -> datetime | None:
         """The last moment that the log knows of (naive UTC); None where it is empty."""
@@ -83,23 +98,41 @@ def answered(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
     The rows of ``log.decisions`` with a rank above 0, and ``window_ends_at`` filled in,
     ``answered`` and ``sold`` (booleans), ``sales`` (sum of the values reported).
     """
-    made = log.decisions.filter(_.rank > 0)
-    if default_days is not None:
-        own = made.decided_at + ibis.interval(microseconds=round(default_days * 86_400e6))
-        made = made.mutate(window_ends_at=ibis.coalesce(made.window_ends_at, own))
+    made = offers_made(log, default_days)
+    both = made.left_join(heard_of(log, default_days), ["decision_id", "offer_id"])
+    both = both.drop("decision_id_right", "offer_id_right")
+    no_window = both.window_ends_at.isnull()
+    return both.mutate(
+        answered=no_window.ifelse(ibis.null("boolean"), both.answered.fill_null(False)),
+        sold=no_window.ifelse(ibis.null("boolean"), both.sold.fill_null(False)),
+        sales=no_window.ifelse(ibis.null("float64"), both.sales.fill_null(0.0)),
+    )
+
+
+def offers_made(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
+    """Return the rows with an offer, and until when an answer to it counts."""
+    made = log.decisions.filter(_["rank"] > 0)
+    if default_days is None:
+        return made
+    own = made.decided_at + ibis.interval(microseconds=round(default_days * 86_400e6))
+    return made.mutate(window_ends_at=ibis.coalesce(made.window_ends_at, own))
+
+
+def heard_of(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
+    """Return the contacts of which something was reported in time; few of all (see `answered`)."""
+    made = offers_made(log, default_days)
     told = log.outcomes.filter(_.outcome_type.isin([*ANSWERS, *SALES]) & _.offer_id.notnull())
-    named = told.filter(_.decision_id.notnull()).select(
-        "decision_id", "offer_id", "outcome_type", "occurred_at", "value"
-    )
+    columns = ("decision_id", "offer_id", "outcome_type", "occurred_at", "value")
+    seen = told.filter(_.decision_id.notnull()).select(*columns)
     others = told.filter(_.decision_id.isnull())
-    places = made.select("customer_id", "offer_id", "decided_at", made_in=_.decision_id)
-    found = others.asof_join(
-        places, others.occurred_at >= places.decided_at, ["customer_id", "offer_id"]
-    )
-    found = found.filter(_.made_in.notnull()).select(
-        "offer_id", "outcome_type", "occurred_at", "value", decision_id=_.made_in
-    )
-    seen = named.union(found.select(named.columns))
+    if others.count().to_pyarrow().as_py():
+        places = made.select("customer_id", "offer_id", "decided_at", made_in=_.decision_id)
+        places = places.semi_join(others, ["customer_id", "offer_id"])
+        found = others.drop("decision_id").asof_join(
+            places, others.occurred_at >= places.decided_at, ["customer_id", "offer_id"]
+        )
+        found = found.filter(_.made_in.notnull()).mutate(decision_id=_.made_in)
+        seen = seen.union(found.select(*columns))
     windows = made.select("decision_id", "offer_id", "decided_at", "window_ends_at")
     seen = seen.join(windows, ["decision_id", "offer_id"])
     seen = seen.filter((_.occurred_at <= _.window_ends_at) & (_.occurred_at >= _.decided_at))
@@ -109,15 +142,8 @@ def answered(log: DecisionLog, default_days: float | None = None) -> ibis.Table:
         "sold": _.outcome_type.isin(["conversion", "purchase"]).any(),
         "sales": (_.outcome_type.isin(SALES)).ifelse(signed.fill_null(0.0), 0.0).sum(),
     }
-    sums = seen.group_by(["decision_id", "offer_id"]).aggregate(**counted)
-    both = made.left_join(sums, ["decision_id", "offer_id"])
-    both = both.drop("decision_id_right", "offer_id_right")
-    no_window = both.window_ends_at.isnull()
-    return both.mutate(
-        answered=no_window.ifelse(ibis.null("boolean"), both.answered.fill_null(False)),
-        sold=no_window.ifelse(ibis.null("boolean"), both.sold.fill_null(False)),
-        sales=no_window.ifelse(ibis.null("float64"), both.sales.fill_null(0.0)),
-    )
+    found_in_time: ibis.Table = seen.group_by(["decision_id", "offer_id"]).aggregate(**counted)
+    return found_in_time
 
 
 def unoffered_sales(log: DecisionLog, window: timedelta) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The HTTP API of a project: decisions, outcomes, customers, offers, models, health.
+"""The HTTP API of a project: decisions, outcomes, events, customers, offers, models, health.
 
 The routes are synchronous on purpose: they wait for the disk, and FastAPI runs them on threads.
 """
@@ -8,24 +8,31 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
+from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
-from nextbest.serve.auth import authenticate
+from nextbest.serve import person, tracing
+from nextbest.serve.access import Access, LoopbackOnly
+from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
+from nextbest.serve.front import PATH, ShortWay, is_short
 from nextbest.serve.http import Observed, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
-from nextbest.serve.parsing import parse, parse_outcomes
+from nextbest.serve.parsing import is_id, parse, parse_decision, parse_events, parse_outcomes
 from nextbest.serve.problems import Problem
 from nextbest.serve.records import Outcome
 from nextbest.serve.replay import trace_of
@@ -37,6 +44,11 @@ from nextbest.serve.schemas import (
     CustomerAnswer,
     DecisionAnswer,
     DecisionRequest,
+    ErasureAnswer,
+    EventReport,
+    EventResult,
+    EventsAnswer,
+    ExportAnswer,
     Health,
     ModelsAnswer,
     OutcomeReport,
@@ -45,11 +57,15 @@ from nextbest.serve.schemas import (
     Readiness,
     StoredDecisionAnswer,
 )
+from nextbest.serve.store import Store
 from nextbest.serve.telemetry import METRICS_MEDIA_TYPE, Metrics, configure_logging, log
 
 __all__ = ["create_app"]
 
 RELOAD_SECONDS = 2.0
+MEASURE_SECONDS = 10.0
+# Reads the contact log of three months.
+COMPARE_SECONDS = 300.0
 
 Body = Annotated[bytes, Depends(body)]
 _BODY_CODES = ("malformed-json", "body-too-large", "unsupported-media-type", "invalid-request")
@@ -58,7 +74,12 @@ _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="API key 
 
 
 def create_app(
-    project_dir: Path, *, insecure: bool = False, clock: Callable[[], datetime] | None = None
+    project_dir: Path,
+    *,
+    insecure: bool = False,
+    clock: Callable[[], datetime] | None = None,
+    workers: int = 1,
+    short_way: bool = True,
 ) -> FastAPI:
     """Return the API of a project as an ASGI application.
 
@@ -71,67 +92,99 @@ def create_app(
     project_dir : the folder with ``serving/`` and ``.nextbest/``.
     insecure : let everybody in. Only for development on the loopback interface.
     clock : returns the current time (aware UTC); the policy may fix the moment of decisions.
+    workers : how many processes run this app side by side, and share the limits of keys.
+    short_way : answer ``POST /v1/decisions`` before FastAPI sees it: the same, only sooner.
     """
     metrics = Metrics()
     runtime = Runtime(project_dir, metrics, clock)
+    door = Access(runtime.store, insecure=insecure, workers=workers)
+    decider = Decider(runtime, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         configure_logging()
+        tracing.configure()
         await run_in_threadpool(runtime.open)
-        watch = asyncio.create_task(_watch(runtime))
+        watch = asyncio.create_task(_watch(runtime, door))
         yield
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
+        await run_in_threadpool(door.write_use, all_of_it=True)
         await run_in_threadpool(runtime.close)
+        await run_in_threadpool(tracing.stop)
 
-    app = FastAPI(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(Observed, metrics=metrics)
+    app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.runtime = runtime
     add_error_handlers(app)
-    access = _Access(runtime, insecure)
-    _decision_routes(app, runtime, Decider(runtime, metrics), access)
+    access = _Scoped(door)
+    _decision_routes(app, runtime, decider, access)
+    if short_way:
+        route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
+        # What goes past the other middleware needs the same around it.
+        short: ASGIApp = ShortWay(decider, door, route)
+        app.short_way = Observed(LoopbackOnly(short) if insecure else short, metrics)
+    if insecure:
+        app.add_middleware(LoopbackOnly)
+    app.add_middleware(Observed, metrics=metrics)
     _outcome_routes(app, runtime, metrics, access)
+    _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
+    _person_routes(app, runtime, decider, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
 
 
-async def _watch(runtime: Runtime) -> None:
+class _Service(FastAPI):
+    """The API, and the short way to a decision before it."""
+
+    short_way: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if self.short_way is not None and is_short(scope):
+            await self.short_way(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+async def _watch(runtime: Runtime, door: Access) -> None:
+    """Do now and then what nobody asks for: take up new files, measure, hold models to account."""
+    every = {
+        runtime.reload: RELOAD_SECONDS,
+        door.write_use: RELOAD_SECONDS,
+        runtime.measure: MEASURE_SECONDS,
+        runtime.compare: COMPARE_SECONDS,
+    }
+    due = dict.fromkeys(every, 0.0)
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
-        try:
-            await run_in_threadpool(runtime.reload)
-        except Exception:
-            # Whatever is wrong with the new files, the state in use is as good as before.
-            log("reload failed", level=logging.ERROR, exc_info=True)
+        for job, seconds in every.items():
+            if time.monotonic() < due[job]:
+                continue
+            due[job] = time.monotonic() + seconds
+            try:
+                await run_in_threadpool(job)
+            except Exception:
+                # Whatever is wrong, the state in use is as good as before.
+                log("watch failed", level=logging.ERROR, exc_info=True, job=job.__name__)
 
 
-class _Access:
+class _Scoped:
     """Makes the dependency that lets a caller in who has a scope."""
 
-    def __init__(self, runtime: Runtime, insecure: bool) -> None:
-        self._runtime = runtime
-        self._insecure = insecure
+    def __init__(self, door: Access) -> None:
+        self._door = door
 
     def __call__(self, scope: str) -> Any:
         def check(
+            request: Request,
             bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
             header: Annotated[str | None, Security(_HEADER)],
         ) -> None:
-            if self._insecure:
-                return
             token = bearer.credentials if bearer is not None else header
-            caller = authenticate(self._runtime.store(), token)
-            if caller is None:
-                raise Problem(
-                    "unauthenticated",
-                    "The API key is missing, unknown or revoked.",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-            if not caller.may(scope):
-                raise Problem("forbidden", f'This call needs the scope "{scope}".')
+            request.state.caller = self._door.admit(token, scope)
 
         return Depends(check)
 
@@ -148,7 +201,7 @@ def _moment(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Access) -> None:
+def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Scoped) -> None:
     codes = (*_BODY_CODES, "unknown-channel", "idempotency-conflict", "not-ready")
 
     @app.post(
@@ -165,9 +218,9 @@ def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _
 
         A customer without a profile gets the policy's fallback (`"fallback": true`).
         """
-        answer = decider.one(parse(DecisionRequest, raw))
+        answer = decider.one(parse_decision(raw))
         request.state.log_fields = {"decision_id": answer["decision_id"]}
-        return _json(answer)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @app.post(
         "/v1/decisions/batch",
@@ -197,9 +250,9 @@ def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _
     def decision(decision_id: str) -> Response:
         """What was asked, answered and why; and the outcomes reported since."""
         store = runtime.store()
-        found = store.decision(decision_id)
+        found = store.decision(decision_id) if is_id(decision_id) else None
         if found is None:
-            raise Problem("unknown-decision", f'There is no decision "{decision_id}".')
+            raise _no_decision(store, decision_id)
         trace, missing = trace_of(runtime.project_dir, found.record)
         return _json(
             {
@@ -212,11 +265,19 @@ def _decision_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _
         )
 
 
+def _no_decision(store: Store, decision_id: str) -> Problem:
+    erased_at = store.erased_decision(decision_id)
+    if erased_at is None:
+        return Problem("unknown-decision", f'There is no decision "{decision_id}".')
+    gone = f"was erased with everything about its customer on {erased_at:%Y-%m-%d}."
+    return Problem("unknown-decision", f'Decision "{decision_id}" {gone}')
+
+
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {**vars(outcome), "occurred_at": _moment(outcome.occurred_at)}
 
 
-def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Access) -> None:
+def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Scoped) -> None:
     codes = (
         *_BODY_CODES,
         "unknown-offer",
@@ -224,6 +285,7 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _A
         "offer-not-in-decision",
         "customer-mismatch",
         "outcome-in-future",
+        "outcome-before-decision",
         "outcome-conflict",
         "not-ready",
     )
@@ -249,14 +311,49 @@ def _outcome_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _A
         results = reported.record(runtime.store(), reports, state.offers.offer_ids, now)
         for one, result in zip(reports, results, strict=True):
             metrics.outcomes.labels(one.outcome_type, result.status).inc()
-        refused = [result for result in results if result.status == "refused"]
-        if len(refused) == len(results):
-            raise _refusal(results, many)
-        content = {"results": [result.model_dump(exclude_none=True) for result in results]}
-        return _json(content, 207 if refused else 200)
+        return _results(results, many, "outcomes")
 
 
-def _refusal(results: list[OutcomeResult], many: bool) -> Problem:
+def _event_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Scoped) -> None:
+    codes = (*_BODY_CODES, "event-in-future", "event-conflict", "not-ready")
+
+    # The scope is that of outcomes: both are reports of what customers did, from the same systems.
+    @app.post(
+        "/v1/events",
+        tags=["events"],
+        summary="Report what customers do",
+        response_model=EventsAnswer,
+        responses=answers("/v1/events", EventsAnswer, codes, also=[207]),
+        openapi_extra=takes(EventReport, many=True),
+        dependencies=[access("outcomes")],
+    )
+    def report(raw: Body) -> Response:
+        """One event or a list of up to 1,000. What is acknowledged is on disk, once.
+
+        Live features of the customer's next decision count it. Of a list each event is kept or
+        refused by itself: 200 where all were kept, 207 where some were, a problem where none was.
+        """
+        reports, many = parse_events(raw)
+        state = runtime.state()
+        now = max(runtime.clock(), state.moment(runtime.clock))
+        results = happened.record(runtime.store(), reports, now)
+        for result in results:
+            metrics.events.labels(result.status).inc()
+        return _results(results, many, "events")
+
+
+def _results(
+    results: Sequence[OutcomeResult] | Sequence[EventResult], many: bool, what: str
+) -> Response:
+    """Answer what became of each report, or refuse where none was kept."""
+    refused = [result for result in results if result.status == "refused"]
+    if len(refused) == len(results):
+        raise _refusal(refused, many, what)
+    content = {"results": [result.model_dump(exclude_none=True) for result in results]}
+    return _json(content, 207 if refused else 200)
+
+
+def _refusal(results: Sequence[OutcomeResult | EventResult], many: bool, what: str) -> Problem:
     errors = [
         {
             "pointer": f"/{number}/{result.field}" if many else f"/{result.field}",
@@ -267,12 +364,12 @@ def _refusal(results: list[OutcomeResult], many: bool) -> Problem:
     ]
     code, detail = str(results[0].code), str(results[0].detail)
     if many and len(results) > 1:
-        detail = f"None of the {len(results)} outcomes was kept. The first: {detail}"
-    status = 409 if code == "outcome-conflict" and not many else 422
+        detail = f"None of the {len(results)} {what} was kept. The first: {detail}"
+    status = 409 if code.endswith("-conflict") and not many else 422
     return Problem(code, detail, status=status, errors=errors)
 
 
-def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
+def _reading_routes(app: FastAPI, runtime: Runtime, access: _Scoped) -> None:
     @app.get(
         "/v1/customers/{customer_id}",
         tags=["reading"],
@@ -284,22 +381,16 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         dependencies=[access("read")],
     )
     def customer(customer_id: str) -> Response:
-        """Features and scores as of the last refresh."""
+        """Features and scores as of the last refresh; live ones, and what follows them, as of now.
+
+        `live` says which those are, where there is news of the customer.
+        """
         state = runtime.state()
-        profile = state.shaper.profile(customer_id)
+        now = state.moment(runtime.clock)
+        profile = person.profile_of(state, runtime.store(), customer_id, now)
         if profile is None:
-            raise Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
-        scores = state.bundle.score_names
-        return _json(
-            {
-                "customer_id": customer_id,
-                "as_of": _moment(state.bundle.as_of),
-                "profile_stale": state.is_stale(state.moment(runtime.clock)),
-                "features": {k: v for k, v in profile.items() if k not in scores},
-                "scores": {name: profile.get(name) for name in scores},
-                "bundle": state.bundle.id,
-            }
-        )
+            raise _no_customer(customer_id)
+        return _json({**profile, "profile_stale": state.is_stale(now)})
 
     @app.get(
         "/v1/offers",
@@ -340,7 +431,60 @@ def _reading_routes(app: FastAPI, runtime: Runtime, access: _Access) -> None:
         return _json({"bundle": bundle.id, "created_at": created_at, "models": listed})
 
 
-def _operator_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Access) -> None:
+def _no_customer(customer_id: str) -> Problem:
+    return Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
+
+
+def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Scoped) -> None:
+    @app.delete(
+        "/v1/customers/{customer_id}",
+        tags=["people"],
+        summary="Erase a person",
+        response_model=ErasureAnswer,
+        responses=answers("/v1/customers/{customer_id}", ErasureAnswer, ["unknown-customer"]),
+        dependencies=[access("admin")],
+    )
+    def erase(request: Request, customer_id: str) -> Response:
+        """Removes decisions, contacts, outcomes and events; the profile is served no more.
+
+        Whoever was never heard of is erased too: nobody can tell afterwards.
+        """
+        if not is_id(customer_id):
+            raise _no_customer(customer_id)
+        # No decision that began before may be kept after it.
+        with decider.one_at_a_time([customer_id]):
+            done = person.erase(runtime.store(), customer_id, _actor(request))
+            runtime.heed_erasures()
+        return _json(done)
+
+    @app.get(
+        "/v1/customers/{customer_id}/export",
+        tags=["people"],
+        summary="All that is known of a person",
+        response_model=ExportAnswer,
+        responses=answers(
+            "/v1/customers/{customer_id}/export", ExportAnswer, ["unknown-customer", "not-ready"]
+        ),
+        dependencies=[access("admin")],
+    )
+    def export(request: Request, customer_id: str) -> Response:
+        """Profile, scores, decisions with their traces, contacts, outcomes and events."""
+        state, store, actor = runtime.state(), runtime.store(), _actor(request)
+        found = None
+        if is_id(customer_id):
+            now = state.moment(runtime.clock)
+            found = person.export(runtime.project_dir, state, store, customer_id, actor, now)
+        if found is None:
+            raise _no_customer(customer_id)
+        return _json(found)
+
+
+def _actor(request: Request) -> str:
+    caller: Caller = request.state.caller
+    return f"key {caller.key_id}"
+
+
+def _operator_routes(app: FastAPI, runtime: Runtime, metrics: Metrics, access: _Scoped) -> None:
     @app.get(
         "/healthz",
         tags=["operating"],

@@ -60,7 +60,11 @@ def folder(project_dir: Path) -> Path:
 
 def required_of(policy: Policy) -> tuple[Kind, ...]:
     """Return what a policy has to pass before it goes live."""
-    return ("bias",) if policy.tables.sensitive.must_pass() else ()
+    tables = policy.tables
+    required: dict[Kind, bool] = {
+        "bias": tables.sensitive.must_pass(), "evaluation": tables.gates.must_pass(),
+    }  # fmt: skip
+    return tuple(kind for kind, is_required in required.items() if is_required)
 
 
 def keep(project_dir: Path, approval: Approval) -> Path:

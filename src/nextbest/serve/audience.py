@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.trace import plain
 from nextbest.learn.scorer import FoldedOffers
 from nextbest.serve.bundle import Bundle
-from nextbest.serve.records import Contacts, Outcomes
+from nextbest.serve.live import News, Overlay
+from nextbest.serve.records import Contacts, Erased, Events, Outcomes
 from nextbest.serve.store import Store
 
 __all__ = ["ANSWERS", "Past", "Shaper", "known_columns", "past_of"]
@@ -63,20 +65,24 @@ def known_columns(bundle: Bundle) -> dict[str, Column]:
 
 @dataclass(frozen=True)
 class Past:
-    """What the store knew, at one moment, of contacts with some customers and of their answers."""
+    """What the store knew, at one moment, of contacts with some customers and of their answers.
+
+    ``events`` are those since the last refresh, where profiles follow them.
+    """
 
     contacts: Contacts = field(default_factory=Contacts)
     outcomes: Outcomes = field(default_factory=Outcomes)
+    events: Events = field(default_factory=Events)
 
     def rows(self, customer_ids: Sequence[str]) -> dict[str, int]:
-        """How many rows there were of each customer, for `Store.record_decisions`."""
+        """How many contacts and outcomes there were of each customer, for `record_decisions`."""
         found = Counter(self.contacts.customer_ids) + Counter(self.outcomes.customer_ids)
         return {customer_id: found[customer_id] for customer_id in customer_ids}
 
     def without(self, decision_ids: Collection[str]) -> Past:
         """The same without some decisions and what came of them."""
         own = frozenset(decision_ids)
-        return Past(_without(self.contacts, own), _without(self.outcomes, own))
+        return Past(_without(self.contacts, own), _without(self.outcomes, own), self.events)
 
     def joined(self, told: Past) -> Past:
         """The same with what the warehouse tells; what both know of a decision counts once.
@@ -91,7 +97,9 @@ class Past:
         answers = zip(others.decision_ids, others.types, strict=True)
         more = [i for i, (d, t) in enumerate(answers) if not d or (d, _KINDS.get(t)) not in said]
         return Past(
-            _both(self.contacts, _some(told.contacts, new)), _both(own, _some(others, more))
+            _both(self.contacts, _some(told.contacts, new)),
+            _both(own, _some(others, more)),
+            self.events,
         )
 
     def history(self, customer_ids: Sequence[str], offer_ids: Sequence[str]) -> ContactHistory:
@@ -131,9 +139,14 @@ def _both(one: Told, other: Told) -> Told:
     return type(one)(**{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
-def past_of(store: Store | None, customer_ids: Sequence[str]) -> Past:
-    """Return what the store knows of these customers; without a store nothing has happened."""
-    return Past() if store is None else Past(*store.history(customer_ids))
+def past_of(
+    store: Store | None, customer_ids: Sequence[str], events_since: datetime | None = None
+) -> Past:
+    """Return what the store knows of these customers; without a store nothing has happened.
+
+    ``events_since`` is the moment from which on events count; None where none do.
+    """
+    return Past() if store is None else Past(*store.past(customer_ids, events_since))
 
 
 @dataclass(frozen=True)
@@ -141,11 +154,13 @@ class Shaper:
     """Shapes a bundle's profiles for the offers of one catalogue, in the catalogue's order.
 
     An offer that the profiles do not know (it was added since the last refresh) has unknown
-    features and an unknown propensity, so the engine leaves it out and says so.
+    features and an unknown propensity, so the engine leaves it out and says so. Who was erased is a
+    stranger, although the bundle may still hold the profile.
     """
 
     bundle: Bundle
     offer_ids: tuple[str, ...]
+    erased: Erased = field(default_factory=Erased)
 
     @cached_property
     def _places(self) -> Rows:
@@ -192,6 +207,13 @@ class Shaper:
 
     def rows(self, customer_ids: Sequence[str]) -> Rows:
         """Return the profile row of each customer; -1 for strangers."""
+        rows = self._found(customer_ids)
+        if self.erased.hashes:
+            rows[[customer_id in self.erased for customer_id in customer_ids]] = -1
+        return rows
+
+    def _found(self, customer_ids: Sequence[str]) -> Rows:
+        """Return the row of each customer in the bundle; -1 where it has none."""
         profiles = self.bundle.profiles
         if len(customer_ids) == 1:
             row = profiles.index(customer_ids[0])
@@ -208,12 +230,44 @@ class Shaper:
         held = self.bundle.contacts
         return Past() if held is None else Past(*held.told(customer_ids, self.rows(customer_ids)))
 
-    def audience(self, customer_ids: Sequence[str], contacts: ContactHistory) -> Audience:
-        """Return these customers as the engine reads them; strangers are marked unknown."""
+    def told(self, customer_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the contacts and responses of one customer that came with the bundle, as JSON."""
+        past = self.warehouse([customer_id])
+        contacts, answers = (
+            [
+                dict(zip(vars(told), event, strict=True))
+                for event in zip(*vars(told).values(), strict=True)
+            ]
+            for told in (past.contacts, past.outcomes)
+        )
+        return contacts, answers
+
+    @cached_property
+    def overlay(self) -> Overlay:
+        """What of the profiles follows what happens after the refresh."""
+        return Overlay(self.bundle)
+
+    def news(self, customer_ids: Sequence[str], past: Past, now: datetime) -> News | None:
+        """Return live features as of now of those who did something since the refresh.
+
+        ``past`` is what the store knows, without what the warehouse tells: the profiles hold that.
+        """
+        if not (past.contacts.at or past.events.at):
+            return None
+        rows = self.rows(customer_ids)
+        return self.overlay.news(rows, customer_ids, past.contacts, past.events, now)
+
+    def audience(
+        self, customer_ids: Sequence[str], contacts: ContactHistory, news: News | None = None
+    ) -> Audience:
+        """Return these customers as the engine reads them; strangers are marked unknown.
+
+        With news, live features and the scores that depend on them are those of the moment.
+        """
         profiles = self.bundle.profiles
         rows = self.rows(customer_ids)
         known = rows >= 0
-        customers = _gather(profiles.matrix, rows)
+        customers, live = self._current(customer_ids, rows, news)
         pairs = np.full((len(rows), len(self.offer_ids), len(profiles.pair_columns)), np.nan)
         seen = np.flatnonzero(known)
         held = self._held
@@ -235,35 +289,53 @@ class Shaper:
             contacts=contacts,
             as_of=self.bundle.as_of,
             versions=self._versions,
+            live=live,
         )
 
-    def profile(self, customer_id: str) -> dict[str, Any] | None:
-        """Return every feature and score of a customer (None unknown), or None for a stranger."""
+    def profile(
+        self, customer_id: str, news: News | None = None
+    ) -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
+        """Return every feature and score of a customer (None unknown), or None for a stranger.
+
+        With news, also what of it changed since the refresh (`Overlay.apply`).
+        """
         rows = self.rows([customer_id])
         if rows[0] < 0:
             return None
-        values = _gather(self.bundle.profiles.matrix, rows)
-        return {
+        values, live = self._current([customer_id], rows, news)
+        profile = {
             name: plain(self._decoded(name, values[:, j])[0])
             for j, name in enumerate(self.bundle.profiles.columns)
         }
+        return profile, live.get(customer_id)
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one customer column of every profile, as rules read it."""
         at = self.bundle.profiles.columns.index(name)
         return self._decoded(name, np.asarray(self.bundle.profiles.matrix[:, at]))
 
-    def contributions(self, customer_id: str, offer_id: str, top: int = 5) -> list[dict[str, Any]]:
+    def _current(
+        self, customer_ids: Sequence[str], rows: Rows, news: News | None
+    ) -> tuple[Array, dict[str, dict[str, Any]]]:
+        """Return rows of the profiles with the news laid over them, and what that changed."""
+        customers = _gather(self.bundle.profiles.matrix, rows)
+        live = {} if news is None else self.overlay.apply(customers, customer_ids, news)
+        return customers, live
+
+    def contributions(
+        self, customer_id: str, offer_id: str, top: int = 5, news: News | None = None
+    ) -> list[dict[str, Any]]:
         """Return what moved a customer's propensity for an offer most, strongest first.
 
         Customer and offer must be known to the profiles. ``effect`` is in log-odds before
-        calibration, against the average.
+        calibration, against the average. ``news`` is about this customer alone.
         """
-        (row,) = self.rows([customer_id])
+        (row,) = rows = self.rows([customer_id])
+        customers, _live = self._current([customer_id], rows, news)
         place = self._places[self.offer_ids.index(offer_id)]
         profiles = self.bundle.profiles
         found = self.bundle.offer_scorer.contributions(
-            profiles.matrix[row], profiles.offer_matrix[place], profiles.pairs[row, place], top
+            customers[0], profiles.offer_matrix[place], profiles.pairs[row, place], top
         )
         return [vars(one) for one in found]
 

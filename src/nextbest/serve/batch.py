@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
 from nextbest.serve.audience import Past, past_of
+from nextbest.serve.cores import cores
 from nextbest.serve.decisions import ATTEMPTS, decide_for
 from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.recording import record_of
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["BatchSummary", "decide_batch", "situation_for"]
 
 CHUNK = 2_000
+
+P = TypeVar("P")
+R = TypeVar("R")
+Table = Mapping[str, np.ndarray[Any, Any]]
 
 _ARROW = {
     "O": pa.string(),
@@ -149,7 +155,7 @@ def decide_batch(
     state : bundle, catalogue and policy (`nextbest.serve.runtime.load_state`).
     situation : channel, moment, context and number of slots (`situation_for`).
     out : a ``.parquet`` or ``.csv`` file; missing folders are made. None writes nothing.
-    customer_ids : whom to decide for; None for every customer with a profile.
+    customer_ids : whom to decide for; None for every customer with a profile who was not erased.
     store : past contacts and answers, for the contact policy; None means that there were none.
     record : also keep every decision in the store, so that it counts as a contact and outcomes
         can be reported for it. A repeated or resumed batch records each decision once.
@@ -163,7 +169,9 @@ def decide_batch(
         when other contacts came before it.
     StoreError: the file or the store cannot be written.
     """
-    profiles = state.bundle.profiles
+    profiles, erased = state.bundle.profiles, state.shaper.erased
+    if customer_ids is None and erased.hashes:
+        customer_ids = [one for one in profiles.ids() if one not in erased]
     total = len(profiles) if customer_ids is None else len(customer_ids)
     asked = {
         "bundle": state.bundle.id,
@@ -185,18 +193,27 @@ def decide_batch(
     # batch's own decisions.
     rules, at = state.rules.tables.exploration, situation.decided_at
     learnt = learnt_of(store, rules, at, without_batch=question)
-    batch_id = _batch_id(question, store, parts, at, learnt, made)
+    since = state.shaper.overlay.events_since
+    batch_id = _batch_id(question, store, parts, at, learnt, made, since)
     batch = _Batch(state, situation, store, question, batch_id, learnt)
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     rationing = _rationing(state, situation, made, total)
     prices, ration = (None, None) if rationing is None else _share(rationing, batch, parts)
     with _writer(out) as write:
-        for ids in parts:
-            rows = slice(summary.customers, summary.customers + len(ids))
+
+        def decided(part: tuple[int, Sequence[str]]) -> tuple[Decisions, Table]:
+            start, ids = part
+            rows = slice(start, start + len(ids))
             own = None if ration is None else Ration(ration.open[rows], ration.settled[rows])
             asked_of = (ids, prices, own)
             decisions = batch.recorded(*asked_of, summary) if record else batch.decide(*asked_of)[0]
-            table = decisions.table()
+            return decisions, decisions.table()
+
+        starts = [number * CHUNK for number in range(len(parts))]
+        # Records go into one store, one part after the other.
+        threads = 1 if record else cores()
+        for decisions, table in _ahead(decided, list(zip(starts, parts, strict=True)), threads):
+            rows = slice(summary.customers, summary.customers + len(decisions))
             write(table)
             _add(summary, decisions, table)
             if each is not None:
@@ -253,6 +270,7 @@ def _batch_id(
     decided_at: datetime,
     learnt: Learnt,
     made: Counter[str],
+    events_since: datetime | None,
 ) -> str:
     """Hash the question and what had happened before it, the batch's own decisions apart.
 
@@ -262,11 +280,11 @@ def _batch_id(
     digest.update(repr(learnt).encode())
     until = naive_utc(decided_at)
     for ids in parts if store is not None else ():
-        known = past_of(store, ids)
+        known = past_of(store, ids, events_since)
         past = known.without([_decision_id(question, one) for one in ids])
         if made:
             made -= Counter(known.contacts.offer_ids) - Counter(past.contacts.offer_ids)
-        for told in (past.contacts, past.outcomes):
+        for told in (past.contacts, past.outcomes, past.events):
             for event in sorted(zip(*vars(told).values(), strict=True), key=repr):
                 if event[-2] <= until:
                     digest.update(repr(event).encode())
@@ -291,7 +309,7 @@ class _Batch:
     ) -> tuple[Decisions, Past]:
         """Decide for some customers; return what was known of them, too."""
         decision_ids = [_decision_id(self.question, customer_id) for customer_id in ids]
-        past = past_of(self.store, ids)
+        past = past_of(self.store, ids, self.state.shaper.overlay.events_since)
         before = past.without(decision_ids)  # an earlier run's decisions do not hold this one back
         decided = decide_for(
             self.state,
@@ -342,9 +360,29 @@ class _Batch:
         raise StoreError("store", what, action="Try again")
 
 
+def _ahead(work: Callable[[P], R], parts: Sequence[P], threads: int) -> Iterator[R]:
+    """Yield what becomes of each part, in order, while threads work on the next ones.
+
+    Scores and sums of large parts are computed outside Python's lock, so that threads help.
+    """
+    if threads == 1:
+        yield from map(work, parts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        started: deque[Future[R]] = deque()
+        for part in parts:
+            started.append(pool.submit(work, part))
+            if len(started) > threads:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
+
+
 def _decision_id(question: str, customer_id: str) -> str:
-    digest = hashlib.sha256(f"{question}\x1f{customer_id}".encode()).digest()
-    return str(UUID(bytes=digest[:16], version=5))
+    """A UUID of version 5 in layout (RFC 9562), its bits a hash of question and customer."""
+    name = hashlib.sha256(f"{question}\x1f{customer_id}".encode()).hexdigest()
+    variant = "89ab"[int(name[16], 16) & 3]
+    return f"{name[:8]}-{name[8:12]}-5{name[13:16]}-{variant}{name[17:20]}-{name[20:32]}"
 
 
 def _add(
@@ -375,7 +413,7 @@ def _sum_into(total: dict[str, Any], more: Mapping[str, Any]) -> None:
             total[name] = total.get(name, 0) + value
 
 
-Write = Callable[[Mapping[str, np.ndarray[Any, Any]]], None]
+Write = Callable[[Table], None]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextbest.data.feature import SCORE_GROUP
+from nextbest.data.live import RecentRows
 from nextbest.data.profiles import Profiles
 from nextbest.decide.offertable import OfferTable
 from nextbest.errors import ArtifactError, StoreError
@@ -47,6 +48,7 @@ SCORES = ("churn_probability", "p_alive", "hvc_probability", "clv", "clv_low", "
 CURRENT = "current.json"
 OFFERS = "offers.json"
 CONTACTS = "contacts.npz"
+RECENT = "recent"
 KEPT_BUNDLES = 2
 ABANDONED_S = 3_600
 _REFRESH = "Run `nextbest refresh`"
@@ -77,6 +79,8 @@ class Bundle:
     profiles : of every customer, offer and customer × offer pair.
     offers : those that the catalogue takes from the data's table; None where it takes none.
     contacts : what the warehouse knows of recent contacts; None where the policy counts none.
+    recent : by table, the rows before the refresh that live features count; without tables whose
+        features are not live.
     """
 
     id: str
@@ -86,6 +90,7 @@ class Bundle:
     profiles: Profiles
     offers: OfferTable | None = None
     contacts: PastContacts | None = None
+    recent: Mapping[str, RecentRows] = field(default_factory=dict)
 
     @property
     def as_of(self) -> datetime:
@@ -134,6 +139,7 @@ def write_bundle(
     *,
     offers: OfferTable | None = None,
     contacts: PastContacts | None = None,
+    recent: Mapping[str, RecentRows] | None = None,
     created_at: datetime | None = None,
 ) -> str:
     """Write a bundle, make it the current one, and return its id.
@@ -147,6 +153,7 @@ def write_bundle(
     profiles : of every customer.
     offers : those that the catalogue takes from the data's table.
     contacts : what the contact policy counts beside the decision log.
+    recent : by table, the rows that live features count beside what comes after the refresh.
     created_at : recorded, not part of the id; now by default.
 
     Raises
@@ -157,9 +164,8 @@ def write_bundle(
     draft = serving_dir / f".draft-{uuid4().hex}"
     try:
         serving_dir.mkdir(parents=True, exist_ok=True)
-        bundle_id = _fill(
-            draft, models, profiles, offers, contacts, created_at or datetime.now(UTC)
-        )
+        made = created_at or datetime.now(UTC)
+        bundle_id = _fill(draft, models, profiles, offers, contacts, recent or {}, made)
         _load(draft, bundle_id)  # before anything points at it
         _flush(draft)
         _move_into_place(draft, serving_dir / bundle_id)
@@ -225,6 +231,7 @@ def _fill(
     profiles: Profiles,
     offers: OfferTable | None,
     contacts: PastContacts | None,
+    recent: Mapping[str, RecentRows],
     created_at: datetime,
 ) -> str:
     for name, source in models.items():
@@ -250,6 +257,11 @@ def _fill(
     if contacts is not None:
         contacts.save(draft / CONTACTS)
         content["contacts"] = {"sha256": _sha256(draft / CONTACTS)}
+    if recent:
+        content["recent"] = {
+            table: {"manifest_sha256": rows.save(draft / RECENT / table)}
+            for table, rows in sorted(recent.items())
+        }
     bundle_id = _id(content)
     manifest = {**content, "created_at": created_at.astimezone(UTC).isoformat()}
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
@@ -283,13 +295,19 @@ def _load(directory: Path, bundle_id: str) -> Bundle:
         if "contacts" in manifest:
             _match(where, directory / CONTACTS, manifest["contacts"]["sha256"])
             contacts = PastContacts.open(directory / CONTACTS)
+        recent = {}
+        for table, rows in manifest.get("recent", {}).items():
+            _check(where, directory / RECENT / table, rows["manifest_sha256"])
+            recent[table] = RecentRows.open(directory / RECENT / table)
     except ArtifactError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             where, "it cannot be read", got=f"{type(error).__name__}: {error}", action=_REFRESH
         ) from None
-    return Bundle(bundle_id, created_at, models, manifest["models"], profiles, offers, contacts)
+    return Bundle(
+        bundle_id, created_at, models, manifest["models"], profiles, offers, contacts, recent
+    )
 
 
 def _check(where: str, directory: Path, sha256: str) -> None:

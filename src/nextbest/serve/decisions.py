@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import msgspec
+
 from nextbest.decide.engine import Decisions, Ration, decide
-from nextbest.decide.frame import Situation, utc
+from nextbest.decide.frame import Contexts, Situation, utc
 from nextbest.errors import StoreError, did_you_mean
+from nextbest.serve import tracing
 from nextbest.serve.audience import Past, past_of
 from nextbest.serve.learnt import Learnt, learnt_of
+from nextbest.serve.line import Line, Served, Turns, Waiting
 from nextbest.serve.problems import Problem, pointer
+from nextbest.serve.question import DecisionQuestion
 from nextbest.serve.recording import explained, record_of
 from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
-from nextbest.serve.schemas import BatchRequest, DecisionRequest
+from nextbest.serve.schemas import BatchRequest
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.telemetry import Metrics
 
@@ -34,12 +42,11 @@ __all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
-_STRIPES = 1_024
 # Each time that we must decide again, somebody else has decided for the same customer.
 ATTEMPTS = 100
 # Counting reads the whole contact log; a minute more or less of it changes no probability much.
 COUNTS_SECONDS = 60.0
-Question = DecisionRequest | BatchRequest
+Question = DecisionQuestion | BatchRequest
 
 
 def new_decision_id() -> str:
@@ -61,6 +68,7 @@ def decide_for(
     *,
     prices: Prices | None = None,
     ration: Ration | None = None,
+    contexts: Contexts | None = None,
 ) -> Decisions:
     """Decide for customers with all that is known of them; online and batch both call this.
 
@@ -69,14 +77,17 @@ def decide_for(
     past : what was read of the store already; None reads it here.
     learnt : how offers have done so far; None asks the store (`learnt_of`).
     prices, ration : what is scarce (`engine.decide`).
+    contexts : one for each customer, where they differ.
     """
-    past = past_of(store, customer_ids) if past is None else past
+    if past is None:
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
     if learnt is None:
         learnt = learnt_of(store, state.rules.tables.exploration, situation.decided_at)
+    news = state.shaper.news(customer_ids, past, situation.decided_at)
     if state.rules.tables.contact.count_history:
         past = past.joined(state.shaper.warehouse(customer_ids))
     contacts = past.history(customer_ids, state.shaper.offer_ids)
-    audience = state.shaper.audience(customer_ids, contacts)
+    audience = state.shaper.audience(customer_ids, contacts, news)
     return decide(
         audience,
         state.catalogue,
@@ -87,6 +98,7 @@ def decide_for(
         stopped=learnt.stopped,
         prices=prices,
         ration=ration,
+        contexts=contexts,
     )
 
 
@@ -136,19 +148,65 @@ def _is_moment(text: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What was asked about one customer.
+
+    Parameters
+    ----------
+    question : as it came; of many customers the same for each.
+    key : its idempotency key.
+    request, request_hash : what is kept of the question.
+    trace : the caller's, as the question came; None where nobody traces.
+    """
+
+    question: Question
+    customer_id: str
+    key: str | None
+    request: Mapping[str, Any]
+    request_hash: str
+    trace: Any = field(default_factory=tracing.here, compare=False)
+
+
+def _traces(asked: Iterable[Asked]) -> Iterable[Any]:
+    return (one.trace for one in asked)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Decisions that are ready to be kept."""
+
+    state: State
+    decisions: Decisions
+    records: Sequence[DecisionRecord]
+    seen: Mapping[str, int] | None
+
+
 class Decider:
     """Answers decision requests of one server."""
 
     def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
         self._runtime = runtime
         self._metrics = metrics
-        self._stripes = [threading.Lock() for _ in range(_STRIPES)]
+        self._turns = Turns()
+        self._line: Line[Asked] = Line(self._turns, self._serve, self._quick)
         self._counting = threading.Lock()
         self._counted: tuple[str, float, Learnt] | None = None
 
-    def one(self, question: DecisionRequest) -> dict[str, Any]:
+    def one(self, question: DecisionQuestion) -> dict[str, Any]:
         """Decide for one customer and return the answer once it is on disk."""
-        return self._decide(question, [question.customer_id], [question.idempotency_key])[0]
+        return self._alone(question, [question.customer_id], [question.idempotency_key])[0]
+
+    async def soon(self, question: DecisionQuestion) -> dict[str, Any]:
+        """Do the same as `one` on an event loop, together with others who ask at the same time."""
+        if question.explain:  # takes long: nobody else should wait for it
+            return await asyncio.to_thread(self.one, question)
+        asked = Asked(
+            question, question.customer_id, question.idempotency_key, *_request_of(question)
+        )
+        kind = (question.channel, question.placement, question.limit)
+        answer: dict[str, Any] = await self._line.ask(asked, asked.customer_id, kind)
+        return answer
 
     def many(self, question: BatchRequest) -> list[dict[str, Any]]:
         """Decide for many customers; all or none of the decisions are recorded."""
@@ -157,63 +215,179 @@ class Decider:
             None if key is None else f"{key}{_KEY_SEPARATOR}{i}"
             for i in range(len(question.customer_ids))
         ]
-        return self._decide(question, question.customer_ids, keys)
+        return self._alone(question, question.customer_ids, keys)
 
-    def _decide(
+    def one_at_a_time(self, customer_ids: Sequence[str]) -> AbstractContextManager[None]:
+        """Keep this process from deciding for these customers meanwhile."""
+        return self._turns.alone(customer_ids)
+
+    # --- one question, on the caller's thread ------------------------------------------------
+
+    def _alone(
         self, question: Question, customer_ids: Sequence[str], keys: Sequence[str | None]
     ) -> list[dict[str, Any]]:
-        request = question.model_dump(mode="json", exclude={"idempotency_key"})
-        request_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        request, request_hash = _request_of(question)
+        # Of many customers each decision keeps its own alone.
+        shared = {name: value for name, value in request.items() if name != "customer_ids"}
+        asked = [
+            Asked(question, customer_id, key, {"customer_id": customer_id, **shared}, request_hash)
+            for customer_id, key in zip(customer_ids, keys, strict=True)
+        ]
         # Requests to this process about one customer wait for each other. Those to other processes
         # do not: whoever finds at the end that one of them was faster decides again.
-        with self._one_at_a_time(customer_ids):
+        with self.one_at_a_time(customer_ids):
             for _ in range(ATTEMPTS):
                 with suppress(HistoryChangedError):
-                    return self._decide_once(question, customer_ids, keys, request, request_hash)
-        what = "other processes decide for the same customers without a pause"
-        raise StoreError("store", what, action="Try again")
+                    return self._decide_once(question, asked)
+        raise _never_alone()
 
-    def _decide_once(
-        self,
-        question: Question,
-        customer_ids: Sequence[str],
-        keys: Sequence[str | None],
-        request: Mapping[str, Any],
-        request_hash: str,
-    ) -> list[dict[str, Any]]:
+    def _decide_once(self, question: Question, asked: Sequence[Asked]) -> list[dict[str, Any]]:
         state, store = self._runtime.state(), self._runtime.store()
-        if keys[0] is not None:
-            earlier = store.decisions_by_keys([key for key in keys if key is not None])
-            if earlier:
-                found = [earlier.get(key or "") for key in keys]
-                return self._repeated(question, request_hash, found)
-        past = past_of(store, customer_ids)
+        earlier = _earlier(store, asked)
+        if earlier:
+            return self._repeated(question, asked, [earlier.get(one.key or "") for one in asked])
+        customer_ids = [one.customer_id for one in asked]
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
         # Only now look at the clock: no contact that another process made may lie in the future.
         situation = situation_of(state, question, state.moment(self._runtime.clock))
-        ids = [new_decision_id() for _ in customer_ids]
-        with self._metrics.stage("decide"):
-            learnt = self._learnt(state, store, situation.decided_at)
-            prices = state.prices_for(situation)
-            decisions = decide_for(
-                state, store, customer_ids, situation, ids, past, learnt, prices=prices
-            )
-        with self._metrics.stage("explain"):
-            records = [
-                record_of(state, decisions, row, request, request_hash, key)
-                for row, key in enumerate(keys)
-            ]
-        seen = past.rows(customer_ids) if state.policy.limits else None
-        with self._metrics.stage("store"):
-            kept = store.record_decisions(records, seen)
-        if any(one.decision_id != own for one, own in zip(kept, ids, strict=True)):
-            return self._repeated(question, request_hash, kept)  # another server was first
-        self._count(state, records)
-        answers = [dict(record.record["answer"]) for record in records]
+        made = self._make(state, store, asked, situation, past)
+        with self._metrics.stage("store", _traces(asked)):
+            kept = store.record_decisions(made.records, made.seen)
+        if any(_is_other(one, record) for one, record in zip(kept, made.records, strict=True)):
+            return self._repeated(question, asked, kept)  # another server was first
+        self._count(made.records)
+        answers = [dict(record.record["answer"]) for record in made.records]
         if question.explain:
             for row, answer in enumerate(answers):
-                said = records[row].record["contributions"]
-                answer["trace"] = explained(decisions, row, said)
+                said = made.records[row].record["contributions"]
+                answer["trace"] = explained(made.decisions, row, said)
         return answers
+
+    # --- many questions at once --------------------------------------------------------------
+
+    def _quick(self) -> bool:
+        """Whether reading what is known takes no longer than deciding."""
+        try:
+            return self._runtime.store().is_file
+        except StoreError:
+            return False
+
+    def _serve(self, group: list[Waiting[Asked]]) -> Served[Asked]:
+        try:
+            return self._decide_together(group)
+        except (Problem, StoreError) as error:
+            return Served([(waiting, error) for waiting in group])
+        except Exception as error:
+            if len(group) == 1:
+                return Served([(group[0], error)])
+        # Whatever is wrong with one of them alone may not refuse the others.
+        answers: list[tuple[Waiting[Asked], Any]] = []
+        for waiting in group:
+            try:
+                answers.append(
+                    (waiting, self._decide_once(waiting.asked.question, [waiting.asked])[0])
+                )
+            except HistoryChangedError:
+                answers.append((waiting, _never_alone()))
+            except Exception as error:
+                answers.append((waiting, error))
+        return Served(answers)
+
+    def _decide_together(self, group: list[Waiting[Asked]]) -> Served[Asked]:
+        state, store = self._runtime.state(), self._runtime.store()
+        earlier = _earlier(store, [waiting.asked for waiting in group])
+        customer_ids = [waiting.customer_id for waiting in group]
+        past = past_of(store, customer_ids, state.shaper.overlay.events_since)
+        # Only now look at the clock: no contact that another process made may lie in the future.
+        moment = state.moment(self._runtime.clock)
+        told: list[tuple[Waiting[Asked], Any]] = []
+        new: list[Waiting[Asked]] = []
+        situation = None
+        for waiting in group:
+            asked = waiting.asked
+            try:
+                if waiting.attempts >= ATTEMPTS:
+                    raise _never_alone()
+                if asked.key in earlier:
+                    found = [earlier[asked.key]]
+                    told.append((waiting, self._repeated(asked.question, [asked], found)[0]))
+                    continue
+                own = situation_of(state, asked.question, moment)
+                situation = situation or own
+                new.append(waiting)
+            except (Problem, StoreError) as error:
+                told.append((waiting, error))
+        if situation is None:
+            return Served(told)
+        made = self._make(state, store, [w.asked for w in new], situation, past)
+        started = time.perf_counter()
+        kept = store.submit_decisions(made.records, made.seen)
+        return Served(told, kept, partial(self._finish, new, made.records, started))
+
+    def _finish(
+        self,
+        group: list[Waiting[Asked]],
+        records: Sequence[DecisionRecord],
+        started: float,
+        done: Future[list[StoredDecision]],
+    ) -> list[tuple[Waiting[Asked], Any]] | None:
+        """Return the answers of a group whose transaction has ended; None to decide again."""
+        self._metrics.staged("store", started, _traces(waiting.asked for waiting in group))
+        error = done.exception()
+        if isinstance(error, HistoryChangedError):
+            return None
+        if error is not None:
+            return [(waiting, error) for waiting in group]
+        answers, new = [], []
+        for waiting, record, one in zip(group, records, done.result(), strict=True):
+            answer: Any = record.record["answer"]
+            if _is_other(one, record):  # another server was first
+                try:
+                    asked = waiting.asked
+                    answer = self._repeated(asked.question, [asked], [one])[0]
+                except Problem as problem:
+                    answer = problem
+            else:
+                new.append(record)
+            answers.append((waiting, answer))
+        self._count(new)
+        return answers
+
+    # --- both --------------------------------------------------------------------------------
+
+    def _make(
+        self,
+        state: State,
+        store: Store,
+        asked: Sequence[Asked],
+        situation: Situation,
+        past: Past,
+    ) -> _Made:
+        """Decide, and write down what the store is to keep."""
+        ids = [new_decision_id() for _ in asked]
+        customer_ids = [one.customer_id for one in asked]
+        first = asked[0].question.context
+        alike = all(one.question.context == first for one in asked)
+        with self._metrics.stage("decide", _traces(asked)):
+            learnt = self._learnt(state, store, situation.decided_at)
+            decisions = decide_for(
+                state,
+                store,
+                customer_ids,
+                situation,
+                ids,
+                past,
+                learnt,
+                prices=state.prices_for(situation),
+                contexts=None if alike else [one.question.context for one in asked],
+            )
+        with self._metrics.stage("explain", _traces(asked)):
+            records = [
+                record_of(state, decisions, row, one.request, one.request_hash, one.key)
+                for row, one in enumerate(asked)
+            ]
+        seen = past.rows(customer_ids) if state.policy.limits else None
+        return _Made(state, decisions, records, seen)
 
     def _learnt(self, state: State, store: Store, at: datetime) -> Learnt:
         """Return how offers have done, counted again after a minute or with a new policy."""
@@ -226,9 +400,13 @@ class Decider:
             return last[2]
 
     def _repeated(
-        self, question: Question, request_hash: str, found: Sequence[StoredDecision | None]
+        self,
+        question: Question,
+        asked: Sequence[Asked],
+        found: Sequence[StoredDecision | None],
     ) -> list[dict[str, Any]]:
-        same = [one for one in found if one is not None and one.request_hash == request_hash]
+        pairs = zip(asked, found, strict=True)
+        same = [f for a, f in pairs if f is not None and f.request_hash == a.request_hash]
         if len(same) < len(found):
             raise Problem(
                 "idempotency-conflict",
@@ -241,16 +419,32 @@ class Decider:
                 answer["trace"] = trace_of(self._runtime.project_dir, one.record)[0]
         return answers
 
-    @contextmanager
-    def _one_at_a_time(self, customer_ids: Sequence[str]) -> Iterator[None]:
-        # In a fixed order, or two batches could wait for each other for ever.
-        stripes = sorted({hash(customer_id) % _STRIPES for customer_id in customer_ids})
-        with ExitStack() as held:
-            for stripe in stripes:
-                held.enter_context(self._stripes[stripe])
-            yield
-
-    def _count(self, state: State, records: Sequence[DecisionRecord]) -> None:
+    def _count(self, records: Sequence[DecisionRecord]) -> None:
         for record in records:
             offer = record.offer_ids[0] if record.offer_ids else "none"
             self._metrics.decisions.labels(record.arm, record.channel, offer).inc()
+
+
+def _request_of(question: Question) -> tuple[dict[str, Any], str]:
+    """Return what is kept of a question, and its hash."""
+    if isinstance(question, DecisionQuestion):
+        request = question.request
+    else:
+        request = question.model_dump(mode="json", exclude={"idempotency_key"})
+    said = msgspec.json.encode(request, order="sorted")
+    return request, hashlib.sha256(said).hexdigest()
+
+
+def _earlier(store: Store, asked: Sequence[Asked]) -> dict[str, StoredDecision]:
+    """Return what was decided before under the keys of these questions."""
+    keys = [one.key for one in asked if one.key is not None]
+    return store.decisions_by_keys(keys) if keys else {}
+
+
+def _is_other(kept: StoredDecision, own: DecisionRecord) -> bool:
+    return kept.decision_id != own.decision_id
+
+
+def _never_alone() -> StoreError:
+    what = "other processes decide for the same customers without a pause"
+    return StoreError("store", what, action="Try again")

@@ -14,18 +14,37 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nextbest.errors import StoreError
+from nextbest.serve import tracing
 from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.telemetry import Metrics, log
 
-__all__ = ["MAX_BODY_BYTES", "Observed", "add_error_handlers", "body", "problem_response"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "Observed",
+    "add_error_handlers",
+    "body",
+    "problem_response",
+    "security_headers",
+    "store_problem",
+]
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
-_HEADERS = (
+# As OWASP's REST Security Cheat Sheet has them. An answer is data: no browser need show, frame or
+# keep it. Only the pages at /docs and /redoc load scripts.
+HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
-_NO_STORE = (b"cache-control", b"no-store")
+DATA_HEADERS = (
+    *HEADERS,
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+_TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+_PAGES = ("/docs", "/redoc")
 
 
 async def body(request: Request) -> bytes:
@@ -66,7 +85,8 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     )
 
 
-def _store_problem(error: StoreError) -> Problem:
+def store_problem(error: StoreError) -> Problem:
+    """Return what a caller is told of a store that cannot be used, and log the rest."""
     log("store unavailable", level=logging.ERROR, error=str(error))
     # The caller needs no paths of ours.
     return Problem("store-unavailable", "The store of decisions cannot be read or written now.")
@@ -89,11 +109,17 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def _store(request: Request, error: StoreError) -> Response:
-        return problem_response(_store_problem(error), request.scope)
+        return problem_response(store_problem(error), request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         return problem_response(_http_problem(error, request.scope), request.scope)
+
+
+def security_headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that every answer carries."""
+    own = HEADERS if str(scope["path"]).startswith(_PAGES) else DATA_HEADERS
+    return (*own, _TLS_ONLY) if scope.get("scheme") == "https" else own
 
 
 class Observed:
@@ -118,13 +144,14 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
-                if scope["path"].startswith("/v1/"):
-                    message["headers"].append(_NO_STORE)
+                message["headers"] = [*message.get("headers", ()), *security_headers(scope)]
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            with tracing.request(scope["headers"]) as span:
+                await self._app(scope, receive, watch)
+                if span is not None:
+                    self._trace(span, scope, state, status)
         except Exception:
             error_id = uuid4().hex
             log("internal error", level=logging.ERROR, exc_info=True, error_id=error_id)
@@ -134,6 +161,14 @@ class Observed:
             await problem_response(problem, scope)(scope, receive, watch)
         finally:
             self._count(scope, state, status, time.perf_counter() - start)
+
+    def _trace(self, span: Any, scope: Scope, state: MutableMapping[str, Any], status: int) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        span.update_name(f"{scope['method']} {route}")
+        span.set_attribute("http.route", route)
+        span.set_attribute("http.response.status_code", status)
+        for name, value in state.get("log_fields", {}).items():
+            span.set_attribute(f"nextbest.{name}", value)
 
     def _count(
         self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float

@@ -11,7 +11,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from nextbest.serve.problems import CODES, MEDIA_TYPE, Problem
-from nextbest.serve.schemas import BatchRequest, DecisionRequest, OutcomeReport, ProblemAnswer
+from nextbest.serve.schemas import (
+    BatchRequest,
+    DecisionRequest,
+    EventReport,
+    OutcomeReport,
+    ProblemAnswer,
+)
 
 __all__ = ["EXAMPLES", "answers", "install", "takes"]
 
@@ -78,6 +84,30 @@ _LONE_OUTCOME = {
     "outcome_type": "refusal",
     "occurred_at": "2017-12-13T09:00:00+01:00",
 }
+_EVENT = {
+    "event_id": "web-90210",
+    "customer_id": "1",
+    "event_type": "cart_add",
+    "event_at": "2017-12-10T05:20:00Z",
+    "item": "olive-oil",
+}
+_FULL_EVENT = {
+    "event_id": "web-90211",
+    "customer_id": "7",
+    "event_type": "visit",
+    "event_at": "2017-12-10T06:21:30+01:00",
+    "category": "wine",
+    "channel": "web",
+    "session_id": "s-4a1",
+    "value": 12.0,
+}
+_STORED_LONE_OUTCOME = {
+    **_LONE_OUTCOME,
+    "decision_id": None,
+    "occurred_at": "2017-12-13T08:00:00Z",
+    "value": None,
+    "received_at": "2017-12-13T08:00:01Z",
+}
 _QUESTION = {"customer_id": "1", "channel": "mail", "limit": 1, "idempotency_key": "letter-1"}
 _TRACE = {"offers": [{"offer_id": "18", "fate": {"step": "chosen", "reason": "chosen"}}]}
 
@@ -119,14 +149,48 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             ]
         }
     },
+    "EventReport": {"something in the cart": _EVENT, "a visit": _FULL_EVENT},
+    "EventsAnswer": {
+        "kept": {
+            "results": [
+                {"event_id": "web-90210", "status": "stored"},
+                {"event_id": "web-90211", "status": "duplicate"},
+            ]
+        }
+    },
     "CustomerAnswer": {
         "known": {
             "customer_id": "1",
             "as_of": "2017-12-10T05:00:00Z",
             "profile_stale": False,
-            "features": {"orders_91d": 21.0, "age_band": "65+"},
+            "features": {"orders_91d": 21.0, "age_band": "65+", "contacts_28d": 2.0},
             "scores": _SCORES,
+            "live": {
+                "at": "2017-12-11T18:00:00Z",
+                "heard": {"contacts": 1},
+                "features": {"contacts_28d": [1.0, 2.0]},
+                "scores": {"churn_probability": [0.064, 0.061]},
+            },
             "bundle": "5c1f0a9be2d34f77",
+        }
+    },
+    "ErasureAnswer": {
+        "erased": {
+            "removed": {"decisions": 2, "contacts": 1, "outcomes": 1, "events": 0},
+            "overwritten": True,
+            "audit": {"number": 12, "hash": "9c56cc51" * 8},
+        }
+    },
+    "ExportAnswer": {
+        "without a profile": {
+            "customer_id": "7",
+            "exported_at": "2017-12-14T09:00:00Z",
+            "profile": None,
+            "decisions": [],
+            "contacts": [],
+            "outcomes": [_STORED_LONE_OUTCOME],
+            "events": [],
+            "warehouse": {"contacts": [], "responses": []},
         }
     },
     "CatalogueAnswer": {
@@ -199,7 +263,7 @@ def answers(
         responses[status] = {"model": model, "content": good, "description": "See each result."}
     every = [*codes, "internal-error"]
     if path.startswith("/v1/"):
-        every += ["unauthenticated", "forbidden", "store-unavailable"]
+        every += ["unauthenticated", "forbidden", "rate-limited", "store-unavailable"]
     for status in sorted({status for code in every for status in CODES[code].statuses}):
         found = [code for code in every if status in CODES[code].statuses]
         examples = {
@@ -245,7 +309,13 @@ def install(app: FastAPI) -> None:
             _, definitions = models_json_schema(
                 [
                     (model, "validation")
-                    for model in (DecisionRequest, BatchRequest, OutcomeReport, ProblemAnswer)
+                    for model in (
+                        DecisionRequest,
+                        BatchRequest,
+                        OutcomeReport,
+                        EventReport,
+                        ProblemAnswer,
+                    )
                 ],
                 ref_template=_REF,
             )

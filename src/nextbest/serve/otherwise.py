@@ -39,6 +39,7 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "no record": "nothing is left of the record, or an older nextbest wrote it",
     "held out": "kept without offers to measure what offers earn",
     "fallback": "nothing was known of the customer",
+    "earlier policy": "another policy than the last one decided",
     "other arm": "an arm of the experiment in which another rule chose",
     "shared out": "limits over all customers of a batch decided with the policy",
     "several offers": "several offers were asked for, and what one earns depends on the others",
@@ -61,6 +62,7 @@ class Otherwise:
         known (naive UTC).
     window_days : response window of offers that have none of their own.
     first_slot : whether answers with several slots count, by their first slot alone.
+    logged_by : only decisions of the policy with this content hash; None for those of every one.
     at_most : about so many decisions, by a sample of customers.
     """
 
@@ -69,6 +71,7 @@ class Otherwise:
     since: datetime | None = None
     window_days: float | None = None
     first_slot: bool = False
+    logged_by: str | None = None
     at_most: int = 100_000
 
 
@@ -84,7 +87,9 @@ class Reconsidered:
         made, (n,) each; 0 where there is none.
     context : numbers known of the customer when deciding by name, (n,) each, NaN where unknown.
     left_out : how many decisions are not among them, by reason (`LEFT_OUT`).
-    policies : how many were decided by each policy, by content hash.
+    policies, catalogues : how many were decided by each policy, and from each catalogue, by
+        content hash.
+    retaining : offers that are made to keep customers, whatever they bring at once.
     windows : days until the answers to a decision were complete, for any offer of its catalogue.
     """
 
@@ -98,6 +103,8 @@ class Reconsidered:
     context: Mapping[str, Array]
     left_out: Mapping[str, int]
     policies: Mapping[str, int]
+    catalogues: Mapping[str, int]
+    retaining: tuple[str, ...]
     windows: tuple[float, float]
 
     def __len__(self) -> int:
@@ -150,6 +157,7 @@ class _Again:
         self._rows: list[_Row] = []
         self._left: Counter[str] = Counter()
         self._policies: Counter[str] = Counter()
+        self._decided_from: Counter[str] = Counter()
         self._share = min(1.0, asked.at_most / max(store.log_span()[0], 1))
         self.seen = 0
 
@@ -181,6 +189,8 @@ class _Again:
             return "fallback"
         if one.arm != POLICY:
             return "other arm"
+        if self._asked.logged_by not in (None, inputs["policy_hash"]):
+            return "earlier policy"
         if inputs["ration"] is not None:
             return "shared out"
         if inputs["situation"]["limit"] > 1 and not self._asked.first_slot:
@@ -260,6 +270,7 @@ class _Again:
             column = offers.index(chosen) if chosen is not None else -1
             chances = decisions.probabilities[row]
             self._policies[record["inputs"]["policy_hash"]] += 1
+            self._decided_from[record["inputs"]["catalogue_hash"]] += 1
             yield _Row(
                 one.decision_id,
                 one.customer_id,
@@ -293,6 +304,17 @@ class _Again:
             {n: np.array([row.context.get(n, np.nan) for row in rows]) for n in names},
             left,
             dict(self._policies),
+            dict(self._decided_from),
+            tuple(
+                sorted(
+                    {
+                        o.id
+                        for c in self._catalogues.values()
+                        for o in c.offers
+                        if o.goal == "retain"
+                    }
+                )
+            ),
             (min(self._windows.values()), max(self._windows.values())),
         )
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from nextbest.errors import did_you_mean
-from nextbest.serve.records import Outcome, OutcomeStatus
+from nextbest.serve.records import Outcome, ReportStatus
 from nextbest.serve.schemas import OutcomeReport, OutcomeResult
 from nextbest.serve.store import Store
 
-__all__ = ["record"]
+__all__ = ["MAX_CLOCK_SKEW", "record"]
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)
+# Other systems' clocks and time zones are wrong by hours; more than that is another event.
+MAX_BEFORE_DECISION = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ def record(
     now : the latest moment that counts as past (aware UTC), give or take five minutes.
     """
     named = [report.decision_id for report in reports if report.decision_id is not None]
-    chosen = store.chosen(list(dict.fromkeys(named))) if named else {}
-    checked = [_check(report, chosen, offer_ids, now) for report in reports]
+    decisions = list(dict.fromkeys(named))
+    chosen = store.chosen(decisions) if named else {}
+    decided_at = store.decided_at(decisions) if named else {}
+    checked = [_check(report, chosen, decided_at, offer_ids, now) for report in reports]
     sound = [found for found in checked if isinstance(found, Outcome)]
     statuses = iter(store.record_outcomes(sound))
     return [
@@ -49,7 +53,7 @@ def record(
     ]
 
 
-def _result(report: OutcomeReport, found: _Refusal | OutcomeStatus) -> OutcomeResult:
+def _result(report: OutcomeReport, found: _Refusal | ReportStatus) -> OutcomeResult:
     if found == "conflict":
         detail = f'outcome "{report.outcome_id}" was reported before with other content'
         found = _Refusal("outcome-conflict", detail, "outcome_id")
@@ -66,7 +70,8 @@ def _result(report: OutcomeReport, found: _Refusal | OutcomeStatus) -> OutcomeRe
 
 def _check(
     report: OutcomeReport,
-    chosen: dict[str, tuple[str, tuple[str, ...]]],
+    chosen: Mapping[str, tuple[str, tuple[str, ...]]],
+    decided_at: Mapping[str, datetime],
     offer_ids: Collection[str],
     now: datetime,
 ) -> Outcome | _Refusal:
@@ -81,6 +86,11 @@ def _check(
         if report.decision_id not in chosen:
             detail = f'there is no decision "{report.decision_id}"'
             return _Refusal("unknown-decision", detail, "decision_id")
+        made = decided_at[report.decision_id]
+        if report.occurred_at < made - MAX_BEFORE_DECISION:
+            said = report.occurred_at.isoformat()
+            detail = f"occurred_at is {said}, the decision was made at {made.isoformat()}"
+            return _Refusal("outcome-before-decision", detail, "occurred_at")
         owner, offers = chosen[report.decision_id]
         if customer_id is not None and customer_id != owner:
             detail = f'decision "{report.decision_id}" is not about customer "{customer_id}"'

@@ -58,6 +58,11 @@ CODES: Mapping[str, Code] = {
         "This outcome id was reported with other content",
         "The first report stands. Report a correction under a new `outcome_id`.",
     ),
+    "event-conflict": Code(
+        (409, 422),
+        "This event id was reported with other content",
+        "The first report stands. Report another event under a new `event_id`.",
+    ),
     "body-too-large": Code((413,), "The body is too large", "Send fewer items in one call."),
     "unsupported-media-type": Code(
         (415,), "The body must be sent as JSON", "Send `Content-Type: application/json`."
@@ -66,6 +71,11 @@ CODES: Mapping[str, Code] = {
         (422,),
         "The request breaks the schema",
         "Mend every entry of `errors`; each names its place as a JSON pointer.",
+    ),
+    "rate-limited": Code(
+        (429,),
+        "The key has sent too many requests",
+        "Try again after `Retry-After` seconds; `nextbest keys list` shows the key's limit.",
     ),
     "unknown-channel": Code(
         (422,), "The policy has no such channel", "Use a channel under `[channels]` of the policy."
@@ -84,6 +94,16 @@ CODES: Mapping[str, Code] = {
     "outcome-in-future": Code(
         (422,),
         "The outcome lies in the future",
+        "Check the clock and the time zone of `occurred_at`.",
+    ),
+    "event-in-future": Code(
+        (422,),
+        "The event lies in the future",
+        "Check the clock and the time zone of `event_at`.",
+    ),
+    "outcome-before-decision": Code(
+        (422,),
+        "The outcome lies more than a day before its decision",
         "Check the clock and the time zone of `occurred_at`.",
     ),
     "internal-error": Code(

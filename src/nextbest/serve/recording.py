@@ -11,6 +11,7 @@ from nextbest.decide.frame import utc
 from nextbest.decide.inputs import inputs_of
 from nextbest.decide.trace import plain
 from nextbest.serve.audience import Shaper
+from nextbest.serve.live import News
 from nextbest.serve.records import DecisionRecord, Stake
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def record_of(
         "inputs": inputs_of(decisions, row, keep=names),
     }
     if request.get("explain"):
-        record["contributions"] = contributions_of(state.shaper, answer)
+        live = decisions.audience.live.get(answer["customer_id"])
+        record["contributions"] = contributions_of(state.shaper, answer, live)
     return DecisionRecord(
         decision_id=answer["decision_id"],
         customer_id=answer["customer_id"],
@@ -127,15 +129,19 @@ def _prices_version(decisions: Decisions) -> dict[str, str]:
     return {"prices": decisions.prices.content_hash}
 
 
-def contributions_of(shaper: Shaper, answer: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def contributions_of(
+    shaper: Shaper, answer: Mapping[str, Any], live: Mapping[str, Any] | None
+) -> dict[str, list[dict[str, Any]]]:
     """Return for each offer made what moved its propensity most; nothing for strangers.
 
-    Shapley values take longer than the decision itself, so they are worked out on request.
+    Shapley values take longer than the decision itself, so they are worked out on request. ``live``
+    is what the decision's inputs say of features that are newer than the profiles.
     """
     if answer["fallback"]:
         return {}
+    news = None if live is None else News.of_record(live)
     return {
-        offer["offer_id"]: shaper.contributions(answer["customer_id"], offer["offer_id"])
+        offer["offer_id"]: shaper.contributions(answer["customer_id"], offer["offer_id"], news=news)
         for offer in answer["offers"]
     }
 

@@ -1,30 +1,37 @@
-"""What the store keeps, as plain values: decisions, outcomes, the contact history, API keys."""
+"""What the store keeps, as plain values: decisions, outcomes, events, contacts, API keys."""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import msgspec
+
 __all__ = [
     "ApiKey",
     "Contacts",
+    "CustomerEvent",
     "DecisionRecord",
+    "Erased",
+    "Events",
     "LoggedContact",
     "LoggedDecision",
     "Outcome",
-    "OutcomeStatus",
     "Outcomes",
+    "Person",
+    "ReportStatus",
     "Stake",
     "StoredDecision",
     "Tally",
     "naive_utc",
 ]
 
-OutcomeStatus = Literal["stored", "duplicate", "conflict"]
+ReportStatus = Literal["stored", "duplicate", "conflict"]
 """New; the same content again; the same id with other content (which is not kept)."""
 
 
@@ -86,7 +93,7 @@ class DecisionRecord:
             "arm": self.arm,
             "idempotency_key": self.idempotency_key,
             "request_hash": self.request_hash,
-            "record": json.dumps(self.record, separators=(",", ":"), allow_nan=False),
+            "record": msgspec.json.encode(self.record).decode(),
         }
 
     def contact_rows(self) -> list[dict[str, Any]]:
@@ -165,8 +172,60 @@ class Outcome:
     @property
     def content_hash(self) -> str:
         """A hash of everything said, so that a repeat can be told from a contradiction."""
-        said = {**vars(self), "occurred_at": naive_utc(self.occurred_at).isoformat()}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return _hash({**vars(self), "occurred_at": naive_utc(self.occurred_at).isoformat()})
+
+
+@dataclass(frozen=True)
+class CustomerEvent:
+    """Something a customer did beside buying; ``event_id`` is the caller's and unique.
+
+    ``event_at`` is as reported, ``received_at`` when it reached us: it is known from then on.
+    """
+
+    event_id: str
+    customer_id: str
+    event_type: str
+    event_at: datetime
+    received_at: datetime
+    item: str | None = None
+    category: str | None = None
+    channel: str | None = None
+    session_id: str | None = None
+    value: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the event as columns of its table.
+
+        By a clock that is ahead of ours it would not have happened yet: it happened on receipt.
+        """
+        received_at = naive_utc(self.received_at)
+        return {
+            **vars(self),
+            "event_at": min(naive_utc(self.event_at), received_at),
+            "received_at": received_at,
+            "content_hash": self.content_hash,
+        }
+
+    @property
+    def content_hash(self) -> str:
+        """A hash of everything said, so that a repeat can be told from a contradiction."""
+        said = {**vars(self), "event_at": naive_utc(self.event_at).isoformat()}
+        del said["received_at"]
+        return _hash(said)
+
+
+def _hash(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events reported in the past, as equally long columns (times are naive UTC)."""
+
+    customer_ids: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    at: tuple[datetime, ...] = ()
+    event_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,3 +289,40 @@ class ApiKey:
     secret_hash: str
     created_at: datetime
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True)
+class Erased:
+    """People who were erased, as salted hashes: ``customer_id in erased`` tells one of them.
+
+    Their profiles are not served, though a bundle still holds them.
+    """
+
+    salt: str = ""
+    hashes: frozenset[str] = frozenset()
+
+    def __contains__(self, customer_id: object) -> bool:
+        return bool(self.hashes) and self.hash_of(str(customer_id)) in self.hashes
+
+    def hash_of(self, name: str) -> str:
+        """Return the salted hash (HMAC-SHA256) of an id."""
+        said = name.encode("utf-8", errors="surrogatepass")
+        return hmac.digest(self.salt.encode(), said, "sha256").hex()
+
+
+@dataclass(frozen=True)
+class Person:
+    """Every row that the store holds of one customer, as plain JSON types, oldest first.
+
+    ``decisions`` are ids and records; ``contacts``, ``outcomes`` and ``events`` are rows.
+    """
+
+    decisions: tuple[StoredDecision, ...]
+    contacts: tuple[Mapping[str, Any], ...]
+    outcomes: tuple[Mapping[str, Any], ...]
+    events: tuple[Mapping[str, Any], ...]
+
+    def __bool__(self) -> bool:
+        return any((self.decisions, self.contacts, self.outcomes, self.events))

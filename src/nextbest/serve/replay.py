@@ -15,6 +15,7 @@ from nextbest.errors import ArtifactError, ConfigError, Fault, NextbestError, No
 from nextbest.serve.archive import archived_catalogue, archived_policy
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, load_bundle
+from nextbest.serve.live import News
 from nextbest.serve.recording import answer_of, contributions_of, explained
 from nextbest.serve.records import StoredDecision
 from nextbest.serve.runtime import serving_dir
@@ -87,6 +88,13 @@ def replay(project_dir: Path, store: Store, decision_id: str) -> Replay:
     """
     stored = store.decision(decision_id)
     if stored is None:
+        erased_at = store.erased_decision(decision_id)
+        if erased_at is not None:
+            raise NotFoundError(
+                f'decision "{decision_id}"',
+                f"it was erased with everything about its customer on {erased_at:%Y-%m-%d}",
+                action="See `nextbest audit list`; nothing of it is left to replay",
+            )
         raise NotFoundError(
             f'decision "{decision_id}"',
             "the store does not hold it",
@@ -110,7 +118,8 @@ def replay(project_dir: Path, store: Store, decision_id: str) -> Replay:
         shaper = Shaper(bundle, made.decisions.catalogue.offer_ids)
         differences += _rescored(shaper, record["inputs"])
         if not differences:
-            contributions = contributions_of(shaper, made.answer)
+            live = record["inputs"]["profile"].get("live")
+            contributions = contributions_of(shaper, made.answer, live)
     trace = explained(made.decisions, 0, contributions)
     return Replay(decision_id, tuple(differences), (), said, trace)
 
@@ -184,7 +193,9 @@ def _bundle(project_dir: Path, inputs: Mapping[str, Any]) -> tuple[Bundle | None
 def _rescored(shaper: Shaper, inputs: Mapping[str, Any]) -> Iterator[Difference]:
     """What the models and profiles of the bundle say otherwise than the record."""
     stored = inputs["profile"]
-    audience = shaper.audience([inputs["customer_id"]], ContactHistory.empty())
+    # Live features are inputs: what had been reported by then the store cannot tell any more.
+    news = News.of_record(stored["live"]) if "live" in stored else None
+    audience = shaper.audience([inputs["customer_id"]], ContactHistory.empty(), news)
     columns = known_columns(shaper.bundle)
     rebuilt = profile_of(audience, 0, columns, set(stored["types"]))
     yield from _compare("profile", stored, rebuilt)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +24,11 @@ from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
 from nextbest.serve import approvals, archive, lastgood
-from nextbest.serve.audience import Shaper, known_columns
+from nextbest.serve.audience import ANSWERS, Shaper, known_columns
+from nextbest.serve.audit import Change
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
+from nextbest.serve.records import Erased
 from nextbest.serve.scarcity import FILE as PRICES_FILE
 from nextbest.serve.scarcity import StoredPrices, read_prices
 from nextbest.serve.store import Store
@@ -39,11 +43,18 @@ __all__ = [
     "load_approved",
     "load_last_good",
     "load_state",
+    "note_configuration",
     "open_store",
     "serving_dir",
+    "who_is_erased",
 ]
 
 Clock = Callable[[], datetime]
+SQLITE = Path(".nextbest", "store.db")
+PARTS = ("bundle", "configuration")
+RETRY_SECONDS = 60.0
+# So far back contacts are held against what the model expected of them.
+COMPARED = timedelta(days=90)
 
 
 def serving_dir(project_dir: Path) -> Path:
@@ -59,7 +70,7 @@ def open_store(project_dir: Path) -> Store:
     StoreError: it cannot be opened.
     """
     url = os.environ.get("NEXTBEST_STORE")
-    return Store(url) if url else Store.at(project_dir / ".nextbest" / "store.db")
+    return Store(url) if url else Store.at(project_dir / SQLITE)
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,10 @@ class State:
         """Say why stored prices did not decide; None where they did, or there are none."""
         return None if decisions.prices is not None else self.prices_fault(decisions.situation)
 
+    def without(self, erased: Erased) -> State:
+        """The same, where the profiles of these people are not read."""
+        return replace(self, shaper=replace(self.shaper, erased=erased))
+
     def is_stale(self, moment: datetime) -> bool:
         """Tell whether the profiles are older than the policy's freshness limit."""
         limit = self.rules.tables.profiles.freshness_limit_days
@@ -127,8 +142,38 @@ class State:
         return limit is not None and age.total_seconds() > limit * 86_400
 
 
+def who_is_erased(project_dir: Path) -> Erased:
+    """Return who was erased and may still be in a bundle; makes no store where there is none.
+
+    Raises
+    ------
+    StoreError: there is a store, and it cannot be read.
+    """
+    if not os.environ.get("NEXTBEST_STORE") and not (project_dir / SQLITE).exists():
+        return Erased()
+    store = open_store(project_dir)
+    try:
+        return store.erased()
+    finally:
+        store.close()
+
+
+def note_configuration(store: Store, state: State, actor: str) -> None:
+    """Note in the audit trail that another policy or catalogue is in force from now on."""
+    for name, content_hash in (
+        ("policy", state.rules.content_hash),
+        ("offers", state.offers.content_hash),
+    ):
+        detail = {"content_hash": content_hash}
+        store.audit_if_new(Change(actor, "configure", f"serving/{name}.toml", detail))
+
+
 def load_state(
-    project_dir: Path, before: State | None = None, *, policy_file: Path | None = None
+    project_dir: Path,
+    before: State | None = None,
+    *,
+    policy_file: Path | None = None,
+    erased: Erased | None = None,
 ) -> State:
     """Load and check the bundle, catalogue and policy of a project, and archive the latter two.
 
@@ -138,9 +183,11 @@ def load_state(
     ----------
     before : what is in use; its bundle is taken over where it is still the current one.
     policy_file : a policy to use in place of the project's own, to try it out.
+    erased : whose profiles are not to be read; None asks the project's store.
 
     Raises
     ------
+    StoreError : nobody can say who was erased.
     ArtifactError : the bundle is missing, damaged or scores otherwise than when it was made.
     ConfigError : catalogue or policy are wrong (all faults at once).
     """
@@ -151,24 +198,27 @@ def load_state(
         bundle = load_bundle(folder)
         _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
     catalogue, policy = load_serving(project_dir / "serving", policy_file, bundle.offers)
-    state = _assembled(folder, bundle, catalogue, policy)
+    gone = who_is_erased(project_dir) if erased is None else erased
+    state = _assembled(folder, bundle, catalogue, policy, gone)
     archive.keep(project_dir, catalogue, policy)
     return state
 
 
-def load_approved(project_dir: Path, before: State | None = None) -> State:
+def load_approved(
+    project_dir: Path, before: State | None = None, *, erased: Erased | None = None
+) -> State:
     """Load what a project may decide with; errors as in `load_state`, and one more.
 
     Raises
     ------
     GateRefusal : the policy has not passed what it has to pass before it goes live.
     """
-    state = load_state(project_dir, before)
+    state = load_state(project_dir, before, erased=erased)
     approvals.require_approved(project_dir, state.offers, state.rules)
     return state
 
 
-def load_last_good(project_dir: Path) -> State | None:
+def load_last_good(project_dir: Path, *, erased: Erased | None = None) -> State | None:
     """Load what a server of this project last decided with; None where that is gone."""
     folder = serving_dir(project_dir)
     used = lastgood.recall(folder)
@@ -179,18 +229,21 @@ def load_last_good(project_dir: Path) -> State | None:
         _ = bundle.offer_scorer
         catalogue = archive.archived_catalogue(project_dir, used.catalogue)
         policy = archive.archived_policy(project_dir, used.policy)
-        return _assembled(folder, bundle, catalogue, policy)
+        gone = who_is_erased(project_dir) if erased is None else erased
+        return _assembled(folder, bundle, catalogue, policy, gone)
     except NextbestError as error:
         log("last good cannot be loaded", level=logging.ERROR, error=str(error))
         return None
 
 
-def _assembled(folder: Path, bundle: Bundle, catalogue: Catalogue, policy: Policy) -> State:
+def _assembled(
+    folder: Path, bundle: Bundle, catalogue: Catalogue, policy: Policy, erased: Erased
+) -> State:
     """Check bundle, catalogue and policy against each other."""
     _require_contacts(bundle, policy)
     _require_fair_models(bundle, policy)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
-    shaper = Shaper(bundle, bound_catalogue.offer_ids)
+    shaper = Shaper(bundle, bound_catalogue.offer_ids, erased)
     try:
         prices, damage = read_prices(folder), None
     except DataError as error:
@@ -233,8 +286,12 @@ class Runtime:
         self._state: State | None = None
         self._store: Store | None = None
         self._seen: object = None
+        self._retry_at = 0.0
         self._lock = threading.Lock()
         self._faults: dict[str, str] = {}
+        self._erased: Erased | None = None
+        self._heeding = threading.Lock()
+        self._noted = False
 
     def open(self) -> None:
         """Load what there is; what is missing or broken shows in `parts`."""
@@ -257,9 +314,12 @@ class Runtime:
         Raises
         ------
         Problem: ``not-ready`` while there is none.
+        StoreError: it was never known who was erased.
         """
         if self._state is None:
             raise Problem("not-ready", "No verified models, profiles, catalogue and policy yet.")
+        if self._erased is None:
+            self.heed_erasures()
         return self._state
 
     def store(self) -> Store:
@@ -274,31 +334,90 @@ class Runtime:
                 self._store = open_store(self.project_dir)
             return self._store
 
+    def heed_erasures(self) -> None:
+        """Take up who was erased, by this server or another.
+
+        Raises
+        ------
+        StoreError: the store does not say.
+        """
+        store = self.store()
+        # Held while reading, or an older answer could come to be written over a newer one.
+        with self._heeding:
+            erased = store.erased()
+            if erased != self._erased:
+                self._erased = erased
+                if self._state is not None:
+                    self._state = self._state.without(erased)
+
     def reload(self) -> None:
-        """Take up a new bundle, catalogue or policy if there is one and it is sound."""
-        seen = self._fingerprint()
-        if seen == self._seen:
-            return
-        self._seen = seen
+        """Take up who was erased, and a new bundle, catalogue or policy if it is sound.
+
+        What was refused is tried again when a file changes, and every `RETRY_SECONDS`: the fault
+        may have been the machine's.
+        """
         try:
-            state = load_approved(self.project_dir, self._state)
-        except NextbestError as error:
-            part = "bundle" if isinstance(error, ArtifactError) else "configuration"
-            self._faults = {part: str(error)}
-            self._metrics.reload_failures.labels(part, error.code).inc()
-            log("reload refused", level=logging.ERROR, part=part, reason=error.code,
-                error=str(error))  # fmt: skip
+            self.heed_erasures()
+        except StoreError as error:
+            # What was known of the erased stays in force; without any nothing is served (`state`).
+            log("erasures not read", level=logging.WARNING, error=str(error))
+        self._take_up_newest()
+        self._note()
+
+    def _note(self) -> None:
+        """Note in the audit trail what is in force, as soon as the store can be written."""
+        if self._noted or self._state is None:
+            return
+        try:
+            note_configuration(self.store(), self._state, f"server {socket.gethostname()}")
+            self._noted = True
+        except StoreError as error:
+            log("audit trail not written", level=logging.WARNING, error=str(error))
+
+    def _take_up_newest(self) -> None:
+        seen = self._fingerprint()
+        if seen == self._seen and (not self._faults or time.monotonic() < self._retry_at):
+            return
+        again, self._seen = seen == self._seen, seen
+        erased = self._erased or Erased()
+        try:
+            state = load_approved(self.project_dir, self._state, erased=erased)
+        except Exception as error:
+            self._refuse(error, again)
             if self._state is None:
-                last = load_last_good(self.project_dir)
+                last = load_last_good(self.project_dir, erased=erased)
                 if last is not None:
                     self._take_up(last)
             return
         self._faults = {}
+        self._tell_refused()
         self._take_up(state)
         lastgood.remember(serving_dir(self.project_dir), state.identity)
 
+    def _refuse(self, error: Exception, again: bool) -> None:
+        """Say why the newest is not taken up; the same reason twice is one failure."""
+        known = isinstance(error, NextbestError)
+        reason = error.code if isinstance(error, NextbestError) else "internal"
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        part = "bundle" if isinstance(error, ArtifactError) else "configuration"
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        before, self._faults = self._faults, {part: said}
+        self._tell_refused()
+        if again and before == self._faults:
+            return
+        self._metrics.reload_failures.labels(part, reason).inc()
+        log("reload refused", level=logging.ERROR, exc_info=not known,
+            part=part, reason=reason, error=said)  # fmt: skip
+
+    def _tell_refused(self) -> None:
+        for part in PARTS:
+            self._metrics.refused.labels(part).set(part in self._faults)
+
     def _take_up(self, state: State) -> None:
-        self._state = state
+        self._noted = False
+        with self._heeding:
+            erased = self._erased or Erased()
+            self._state = state if state.shaper.erased == erased else state.without(erased)
         self._metrics.use(state.bundle.id, state.offers.content_hash, state.rules.content_hash)
         self._metrics.score_with({n: m.scorer_kind for n, m in state.bundle.models.items()})
         log(
@@ -312,7 +431,7 @@ class Runtime:
         """Say of each part whether it is ready, and why not or what it is."""
         state = self._state
         found = {}
-        for part in ("bundle", "configuration"):
+        for part in PARTS:
             fault = self._faults.get(part)
             if state is None:
                 found[part] = (False, fault or "not loaded; the other part was refused")
@@ -341,6 +460,26 @@ class Runtime:
             self._metrics.bundle_age.set((now - state.bundle.created_at).total_seconds())
             age = state.moment(self.clock) - state.bundle.as_of
             self._metrics.profile_age.set(age.total_seconds())
+            for name, model in state.bundle.models.items():
+                if "cut" in model.metadata:
+                    cut = datetime.fromisoformat(model.metadata["cut"]).replace(tzinfo=UTC)
+                    old = state.moment(self.clock) - cut
+                    self._metrics.model_age.labels(name).set(old.total_seconds())
+        if self._store is not None:
+            self._metrics.waiting.set(self._store.waiting)
+
+    def compare(self) -> None:
+        """Bring the metrics up to date that hold the model's word against what came true."""
+        state = self._state
+        if state is None:
+            return
+        now = state.moment(self.clock)
+        told = self.store().tallies(ANSWERS, now, since=now - COMPARED)
+        self._metrics.compare(
+            (name, tally.settled, tally.expected_responses, tally.settled_responses)
+            for name, tally in told.items()
+            if name in state.offers.offer_ids
+        )
 
     def _store_part(self) -> tuple[bool, str]:
         try:

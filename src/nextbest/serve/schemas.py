@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +27,11 @@ __all__ = [
     "CustomerAnswer",
     "DecisionAnswer",
     "DecisionRequest",
+    "ErasureAnswer",
+    "EventReport",
+    "EventResult",
+    "EventsAnswer",
+    "ExportAnswer",
     "Health",
     "ModelsAnswer",
     "OutcomeReport",
@@ -39,6 +45,7 @@ MAX_BATCH = 1_000
 MAX_CONTEXT = 64
 MAX_LIMIT = 50
 MAX_NUMBER = 1e15
+MAX_TEXT = 1_024
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 OUTCOME_TYPES = (
@@ -68,7 +75,7 @@ def _outcome_type(value: str) -> str:
 
 def _scalar(value: object) -> object:
     if isinstance(value, str):
-        if len(value) > 1_024:
+        if len(value) > MAX_TEXT:
             raise PydanticCustomError("scalar", "Text here should have at most 1024 characters")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         # An integer of any length is legal JSON; beyond this no float can tell neighbours apart.
@@ -87,9 +94,11 @@ def _after_1970(value: datetime) -> datetime:
 
 
 # Control characters break logs and terminals, and PostgreSQL takes no NUL.
-Id = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-]
+_CHARACTERS = r"[^\x00-\x1f\x7f-\x9f]"
+_PRINTABLE = f"^{_CHARACTERS}+$"
+ID = re.compile(_CHARACTERS + "{1,128}")
+Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_PRINTABLE)]
+EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_PRINTABLE)]
 Scalar = Annotated[str | float | bool | None, BeforeValidator(_scalar)]
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
 OutcomeType = Annotated[
@@ -174,6 +183,25 @@ class OutcomeReport(_Request):
                 "about", "An outcome should name a decision_id, or a customer_id and an offer_id"
             )
         return self
+
+
+class EventReport(_Request):
+    """Something that a customer did: a visit, a click, something put in the cart."""
+
+    event_id: Id = Field(
+        description="Yours, and unique: reporting the same event twice is harmless."
+    )
+    customer_id: Id = Field(description="Also one that no profile knows yet.", examples=["1"])
+    event_type: EventType = Field(
+        description="As the data's table `events` calls it.",
+        examples=["open", "click", "visit", "cart_add", "purchase"],
+    )
+    event_at: Moment = Field(description="With a time zone, e.g. `2017-12-10T09:30:00Z`.")
+    item: Id | None = Field(default=None, description="What it was about.")
+    category: Id | None = Field(default=None, description="Which category it was about.")
+    channel: Id | None = Field(default=None, description="Where it happened.")
+    session_id: Id | None = Field(default=None, description="The visit that it belongs to.")
+    value: Number | None = Field(default=None, description="A number that goes with it.")
 
 
 class OfferAnswer(_Answer):
@@ -270,6 +298,22 @@ class OutcomesAnswer(_Answer):
     results: list[OutcomeResult]
 
 
+class EventResult(_Answer):
+    """What became of one event. `stored` and `duplicate` are durable."""
+
+    event_id: str
+    status: Literal["stored", "duplicate", "refused"]
+    code: str | None = None
+    detail: str | None = None
+    field: str | None = None
+
+
+class EventsAnswer(_Answer):
+    """What became of each event, in the order sent."""
+
+    results: list[EventResult]
+
+
 class StoredOutcome(_Answer):
     """An outcome as it is kept."""
 
@@ -294,8 +338,24 @@ class StoredDecisionAnswer(_Answer):
     outcomes: list[StoredOutcome]
 
 
+class LiveAnswer(_Answer):
+    """What changed since the last refresh, each with its value then and now; null is unknown."""
+
+    at: datetime = Field(description="The moment that live features are as of.")
+    heard: dict[str, int] = Field(description="How much came since the refresh, by table.")
+    features: dict[str, tuple[float | None, float | None]]
+    scores: dict[str, tuple[float | None, float | None]]
+    kept: list[str] = Field(
+        default_factory=list,
+        description="Scores that read a changed feature and can only be computed at a refresh.",
+    )
+
+
 class CustomerAnswer(_Answer):
-    """What is known of a customer: features and scores as of the last refresh."""
+    """What is known of a customer: features and scores as of the last refresh, live ones as of now.
+
+    `live` is null where nothing has happened since the refresh.
+    """
 
     customer_id: str
     as_of: datetime
@@ -304,7 +364,75 @@ class CustomerAnswer(_Answer):
     )
     features: dict[str, float | str | bool | None]
     scores: ScoresAnswer
+    live: LiveAnswer | None = None
     bundle: str
+
+
+class RemovedRows(_Answer):
+    """How many rows there were of a person who was erased."""
+
+    decisions: int
+    contacts: int
+    outcomes: int
+    events: int
+
+
+class AuditMark(_Answer):
+    """An entry of the audit trail."""
+
+    number: int
+    hash: str
+
+
+class ErasureAnswer(_Answer):
+    """What was removed of a person. Asking again is harmless, and removes what came since."""
+
+    removed: RemovedRows
+    overwritten: bool = Field(
+        description="True where the bytes are gone from the store's file, too; false where another "
+        "process was reading it, or the database does that in its own time."
+    )
+    audit: AuditMark
+
+
+class ProfileExport(_Answer):
+    """Features and scores of a person as of the last refresh, live ones as of now."""
+
+    customer_id: str
+    as_of: datetime
+    features: dict[str, float | str | bool | None]
+    scores: ScoresAnswer
+    live: LiveAnswer | None = None
+    bundle: str
+
+
+class DecisionExport(_Answer):
+    """A decision about a person: all that was kept of it, and its trace made again."""
+
+    decision_id: str
+    record: dict[str, Any]
+    trace: dict[str, Any] | None
+    missing: str | None = Field(description="What is missing to make the trace again.")
+
+
+class WarehouseExport(_Answer):
+    """Contacts and responses that came with the profiles, where the policy counts them."""
+
+    contacts: list[dict[str, Any]]
+    responses: list[dict[str, Any]]
+
+
+class ExportAnswer(_Answer):
+    """All that is known of a person, oldest first."""
+
+    customer_id: str
+    exported_at: datetime
+    profile: ProfileExport | None
+    decisions: list[DecisionExport]
+    contacts: list[dict[str, Any]] = Field(description="Offers made to the person.")
+    outcomes: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    warehouse: WarehouseExport
 
 
 class CatalogueAnswer(_Answer):

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import socket
+import stat
+import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from nextbest.errors import NextbestError, UsageError
+from nextbest.serve.access import is_loopback
+from nextbest.serve.cores import cores
 from nextbest.serve.runtime import load_approved, load_last_good, open_store
-from nextbest.serve.telemetry import configure_logging, log
+from nextbest.serve.telemetry import SHARED, configure_logging, log
 
-__all__ = ["bind_socket", "check_start", "run_server"]
+__all__ = ["bind_socket", "check_start", "require_private_cache", "run_server"]
 
 
 def run_server(
     project_dir: Path,
     host: str = "127.0.0.1",
     port: int = 8000,
-    workers: int = 1,
+    workers: int | None = None,
     insecure: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
@@ -31,30 +35,35 @@ def run_server(
     ----------
     project_dir : the folder with ``serving/`` and ``.nextbest/``.
     host, port : where to listen; port 0 takes a free one.
-    workers : number of processes; they share the port and the store.
+    workers : number of processes; they share the port and the store. None for one on each core.
     insecure : no API keys. Only on the loopback interface.
     announce : told the address once the server listens.
 
     Raises
     ------
     UsageError: not allowed to start like this, or the address cannot be used.
-    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
+        before; or the store is broken.
     """
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
     configure_logging()
+    workers = cores() if workers is None else workers
     check_start(project_dir, host, workers, insecure)
     listening = bind_socket(host, port)
     real_port = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     os.environ["NEXTBEST_PROJECT"] = str(project_dir.resolve())
     os.environ["NEXTBEST_INSECURE"] = "1" if insecure else "0"
+    os.environ["NEXTBEST_WORKERS"] = str(workers)
     # The log of uvicorn names paths, and a path may name a customer; ours does not.
     config = uvicorn.Config(
         "nextbest.serve.server:app",
         factory=True,
         workers=workers,
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        http="httptools",
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -65,7 +74,9 @@ def run_server(
     with suppress(KeyboardInterrupt), listening:
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listening])
-        else:
+            return
+        with tempfile.TemporaryDirectory(prefix="nextbest-metrics-") as shared:
+            os.environ.setdefault(SHARED, shared)
             Multiprocess(config, sockets=[listening]).run()
 
 
@@ -74,7 +85,8 @@ def app() -> object:
     from nextbest.serve.api import create_app
 
     insecure = os.environ.get("NEXTBEST_INSECURE") == "1"
-    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure)
+    workers = int(os.environ.get("NEXTBEST_WORKERS", "1"))
+    return create_app(Path(os.environ["NEXTBEST_PROJECT"]), insecure=insecure, workers=workers)
 
 
 def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> None:
@@ -82,7 +94,8 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
 
     Raises
     ------
-    UsageError: insecure beyond the loopback interface, or no API key to come in with.
+    UsageError: insecure beyond the loopback interface, no API key to come in with, or a folder for
+        compiled code in which others can write.
     NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
         before; or the store is broken.
     """
@@ -90,7 +103,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
         raise UsageError(
             "--workers", "there is nobody to work", expected="1 or more", got=str(workers)
         )
-    if insecure and not _is_loopback(host):
+    if insecure and not is_loopback(host):
         raise UsageError(
             "--insecure",
             "without API keys everybody who reaches the server may use it",
@@ -98,6 +111,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             got=host,
             action="Leave out --insecure, or leave out --host",
         )
+    require_private_cache()
     _require_something_to_serve(project_dir)
     store = open_store(project_dir)
     try:
@@ -126,13 +140,35 @@ def _require_something_to_serve(project_dir: Path) -> None:
         log(what, level=logging.ERROR, reason=error.code, error=str(error))
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def require_private_cache() -> None:
+    """Refuse a folder for compiled code in which somebody else could put theirs.
+
+    Numba runs what it finds there. Without ``NUMBA_CACHE_DIR`` it uses a folder as well guarded as
+    the package itself, or the user's own.
+
+    Raises
+    ------
+    UsageError: the folder belongs to somebody else, or others may write to it.
+    """
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not folder:
+        return
+    path = Path(folder)
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(
+            "NUMBA_CACHE_DIR", "the folder cannot be used", got=error.strerror or str(error)
+        ) from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UsageError(
+            "NUMBA_CACHE_DIR",
+            f"others could put code into {path}, which the server would run",
+            expected="a folder of the server's own user that nobody else can write to",
+            got=f"owner {status.st_uid}, mode {stat.filemode(status.st_mode)}",
+            action="chmod 700 it, name another, or unset the variable",
+        )
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

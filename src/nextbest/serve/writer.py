@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-__all__ = ["GroupWriter", "Refused", "WriterClosedError", "WriterFullError"]
+__all__ = [
+    "GroupWriter",
+    "Refused",
+    "Ways",
+    "WriterClosedError",
+    "WriterFullError",
+    "WriterLateError",
+]
 
 GROUP_LIMIT = 256
 QUEUE_LIMIT = 4_096
@@ -27,6 +35,10 @@ class WriterFullError(Exception):
     """More work waits than the disk can take; refusing now is better than collapsing later."""
 
 
+class WriterLateError(Exception):
+    """The time that the caller gave was up before the work began; nothing was done."""
+
+
 @dataclass(frozen=True)
 class Refused:
     """What work returns that changed nothing: its future fails with ``error``, nobody else's."""
@@ -38,15 +50,24 @@ class Refused:
 class _Job(Generic[C]):
     work: Callable[[C], Any]
     names: Sequence[str]
+    until: float | None
     done: Future[Any]
 
 
-def _as_it_is(error: Exception) -> Exception:
-    return error
+@dataclass(frozen=True)
+class Ways(Generic[C]):
+    """How a writer goes about its transactions, beside opening them.
 
+    Parameters
+    ----------
+    lock: called first in each transaction, with the names of all its work.
+    told: turns what a transaction raised into what the future fails with.
+    shared: tells whether what work raised would have met its neighbours too.
+    """
 
-def _no_lock(transaction: object, names: Iterable[str]) -> None:
-    pass
+    lock: Callable[[C, Iterable[str]], None] = lambda transaction, names: None
+    told: Callable[[Exception], Exception] = lambda error: error
+    shared: Callable[[Exception], bool] = lambda error: False
 
 
 class GroupWriter(Generic[C]):
@@ -56,36 +77,50 @@ class GroupWriter(Generic[C]):
     ----------
     transaction: opens a transaction that commits durably on leaving and rolls back on an error.
         Work may run twice when a neighbour in its group fails, so it must change nothing else.
-    told: turns what a transaction raised into what the future fails with.
-    lock: called first in each transaction, with the names of all its work.
     """
 
     def __init__(
         self,
         transaction: Callable[[], AbstractContextManager[C]],
-        told: Callable[[Exception], Exception] = _as_it_is,
-        lock: Callable[[C, Iterable[str]], None] = _no_lock,
+        ways: Ways[C] | None = None,
     ) -> None:
         self._transaction = transaction
-        self._told = told
-        self._lock = lock
+        self._ways: Ways[C] = ways or Ways()
         self._jobs: queue.Queue[_Job[C] | None] = queue.Queue(QUEUE_LIMIT)
         self._gate = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[C], T | Refused], names: Sequence[str] = ()) -> Future[T]:
+    @property
+    def waiting(self) -> int:
+        """About how many pieces of work wait for their transaction to begin."""
+        return self._jobs.qsize()
+
+    def submit(
+        self,
+        work: Callable[[C], T | Refused],
+        names: Sequence[str] = (),
+        until: float | None = None,
+    ) -> Future[T]:
         """Queue ``work``; the future resolves when its transaction is on disk.
 
-        ``names`` are of what no other writer of the same database may change meanwhile.
+        Parameters
+        ----------
+        work: returns its result, or `Refused` where it has changed nothing.
+        names: of what no other writer of the same database may change meanwhile.
+        until: by `time.monotonic`; work that has not begun by then is not done.
+
+        Raises
+        ------
+        WriterClosedError, WriterFullError: it is not queued.
         """
         done: Future[T] = Future()
         with self._gate:
             if self._closed:
                 raise WriterClosedError("the store is closed")
             try:
-                self._jobs.put_nowait(_Job(work, names, done))
+                self._jobs.put_nowait(_Job(work, names, until, done))
             except queue.Full:
                 raise WriterFullError(f"{QUEUE_LIMIT} writes wait already") from None
         return done
@@ -106,25 +141,46 @@ class GroupWriter(Generic[C]):
             while len(waiting) < GROUP_LIMIT and not self._jobs.empty():
                 waiting.append(self._jobs.get())
             last = waiting[-1] is None
-            jobs = [job for job in waiting if job is not None]
-            if jobs:
-                self._run(jobs)
+            jobs = self._in_time([job for job in waiting if job is not None])
+            while jobs:
+                jobs = self._run(jobs)
 
-    def _run(self, jobs: Sequence[_Job[C]]) -> None:
+    def _in_time(self, jobs: list[_Job[C]]) -> list[_Job[C]]:
+        """Refuse what came too late, and what nobody waits for any more; return the rest."""
+        now, left = time.monotonic(), []
+        for job in jobs:
+            if not job.done.set_running_or_notify_cancel():
+                continue
+            if job.until is not None and job.until < now:
+                job.done.set_exception(WriterLateError("its time was up before its turn came"))
+                continue
+            left.append(job)
+        return left
+
+    def _run(self, jobs: list[_Job[C]]) -> list[_Job[C]]:
+        """Run jobs in one transaction and return those that must be run again."""
+        results: list[Any] = []
+        at_work: _Job[C] | None = None
         try:
             with self._transaction() as connection:
-                self._lock(connection, [name for job in jobs for name in job.names])
-                results = [job.work(connection) for job in jobs]
+                self._ways.lock(connection, [name for job in jobs for name in job.names])
+                for job in jobs:
+                    at_work = job
+                    results.append(job.work(connection))
+                at_work = None
         except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].done.set_exception(self._told(error))
-                return
-            # One job's fault must not refuse the others: each goes alone.
-            for job in jobs:
-                self._run([job])
-            return
+            # One job's fault must not refuse the others. A fault of the database is everybody's:
+            # to try each of them again would only take as many times as long to fail.
+            if at_work is None or self._ways.shared(error):
+                failed, again = jobs, []
+            else:
+                failed, again = [at_work], [job for job in jobs if job is not at_work]
+            for job in failed:
+                job.done.set_exception(self._ways.told(error))
+            return again
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Refused):
                 job.done.set_exception(result.error)
             else:
                 job.done.set_result(result)
+        return []

@@ -10,26 +10,43 @@ Each concern has a module of functions over a connection; `Store` is the door to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
 
+from nextbest.serve.audit import AuditEntry, Change
 from nextbest.serve.records import (
     ApiKey,
     Contacts,
+    CustomerEvent,
     DecisionRecord,
+    Erased,
+    Events,
     LoggedDecision,
     Outcome,
     Outcomes,
-    OutcomeStatus,
+    Person,
+    ReportStatus,
     StoredDecision,
     Tally,
 )
-from nextbest.serve.store import decisions, history, keys, outcomes, parts, schema, tallies
+from nextbest.serve.store import (
+    audit,
+    decisions,
+    erasure,
+    events,
+    history,
+    keys,
+    outcomes,
+    parts,
+    schema,
+    tallies,
+)
 from nextbest.serve.store.database import Database
 from nextbest.serve.store.tables import SCHEMA, SCHEMA_VERSION
 from nextbest.serve.telemetry import log
@@ -75,15 +92,18 @@ class Store:
             raise
         if upgraded is not None:
             log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
-        self._writer = GroupWriter(
-            self._database.transaction, self._database.write_fault, self._database.lock
-        )
+        self._writer = GroupWriter(self._database.transaction, self._database.ways())
 
     @classmethod
     def at(cls, path: Path) -> Store:
         """Open (or make) the SQLite store in the file ``path``."""
         url = sa.URL.create("sqlite", database=str(path.absolute()))
         return cls(url.render_as_string(hide_password=False))
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine, which is read without waiting for anybody."""
+        return self._engine.dialect.name == "sqlite"
 
     # --- decisions ---------------------------------------------------------------------------
 
@@ -148,13 +168,33 @@ class Store:
         with self._database.read() as connection:
             return decisions.chosen(connection, decision_ids)
 
+    def decided_at(self, decision_ids: Sequence[str]) -> dict[str, datetime]:
+        """Return, for each known decision, when it was made (aware UTC)."""
+        with self._database.read() as connection:
+            return decisions.decided_at(connection, decision_ids)
+
     def history(self, customer_ids: Sequence[str] | None) -> tuple[Contacts, Outcomes]:
         """Return past contacts and outcomes of these customers (None: of all), oldest first."""
         with self._database.read() as connection:
             return history.history(connection, customer_ids)
 
+    def past(
+        self, customer_ids: Sequence[str] | None, events_since: datetime | None
+    ) -> tuple[Contacts, Outcomes, Events]:
+        """Return `history`, and events from a moment on (None: no events), in one read."""
+        with self._database.read() as connection:
+            told = history.history(connection, customer_ids)
+            if events_since is None:
+                return *told, Events()
+            return *told, events.since(connection, customer_ids, events_since)
+
     def tallies(
-        self, answers: Sequence[str], at: datetime, *, without_batch: str | None = None
+        self,
+        answers: Sequence[str],
+        at: datetime,
+        *,
+        without_batch: str | None = None,
+        since: datetime | None = None,
     ) -> dict[str, Tally]:
         """Return how each offer has done, over all customers.
 
@@ -165,9 +205,10 @@ class Store:
             the customer's contacts with the offer before it; its money counts for the last of them.
         at: contacts and outcomes after this moment do not count.
         without_batch: neither do contacts of this batch.
+        since: neither do contacts before this moment.
         """
         with self._database.read() as connection:
-            return tallies.tallies(connection, answers, at, without_batch)
+            return tallies.tallies(connection, answers, at, without_batch, since)
 
     def contacts_by_offer(self, until: datetime) -> dict[str, int]:
         """Return how often each offer was made up to a moment."""
@@ -211,7 +252,7 @@ class Store:
 
     # --- outcomes ----------------------------------------------------------------------------
 
-    def record_outcomes(self, reports: Sequence[Outcome]) -> list[OutcomeStatus]:
+    def record_outcomes(self, reports: Sequence[Outcome]) -> list[ReportStatus]:
         """Keep outcomes once each and return the status of each, in order."""
         customers = [one.customer_id for one in reports]
         return self._submit(lambda to: outcomes.keep(to, reports), customers).result()
@@ -223,26 +264,103 @@ class Store:
         with self._database.read() as connection:
             return outcomes.find(connection, customer_id, decision_id)
 
+    # --- events ------------------------------------------------------------------------------
+
+    def record_events(self, reports: Sequence[CustomerEvent]) -> list[ReportStatus]:
+        """Keep events once each and return the status of each, in order."""
+        return self._write(lambda to: events.keep(to, reports))
+
     # --- API keys ----------------------------------------------------------------------------
 
-    def add_key(self, key: ApiKey) -> None:
-        """Keep a new API key."""
-        self._write(lambda to: keys.add(to, key))
+    def add_key(self, key: ApiKey, change: Change) -> None:
+        """Keep a new API key, and who made it."""
+
+        def keep(to: sa.Connection) -> None:
+            audit.append(to, change)
+            keys.add(to, key)
+
+        self._note(keep)
 
     def api_keys(self, key_id: str | None = None) -> list[ApiKey]:
         """Return every API key (or the one of this id), oldest first, revoked ones included."""
         with self._database.read() as connection:
             return keys.find(connection, key_id)
 
-    def revoke_key(self, key_id: str) -> bool:
-        """Revoke a key; False when no key of that id was still valid."""
-        return self._write(lambda to: keys.revoke(to, key_id))
+    def revoke_key(self, key_id: str, change: Change) -> bool:
+        """Revoke a key and keep who did; False when no key of that id was still valid."""
+
+        def revoke(to: sa.Connection) -> bool:
+            revoked = keys.revoke(to, key_id)
+            if revoked:
+                audit.append(to, change)
+            return revoked
+
+        return self._note(revoke)
+
+    def note_key_use(self, used: Mapping[str, datetime]) -> None:
+        """Keep when keys were last used, by key id."""
+        self._write(lambda to: keys.note_use(to, used))
+
+    # --- audit trail -------------------------------------------------------------------------
+
+    def audit(self, change: Change) -> AuditEntry:
+        """Add an entry to the audit trail."""
+        return self._note(lambda to: audit.append(to, change))
+
+    def audit_if_new(self, change: Change) -> AuditEntry | None:
+        """The same, unless the last entry of this action and subject has this very detail."""
+        return self._note(lambda to: audit.append_if_new(to, change))
+
+    def audit_entries(self) -> list[AuditEntry]:
+        """Return the whole audit trail by number."""
+        with self._database.read() as connection:
+            return list(audit.entries(connection))
+
+    # --- a person ----------------------------------------------------------------------------
+
+    def person(self, customer_id: str) -> Person:
+        """Return every row about a customer."""
+        with self._database.read() as connection:
+            return erasure.person(connection, customer_id)
+
+    def erase(self, customer_id: str, change: Change) -> tuple[dict[str, int], AuditEntry, bool]:
+        """Remove every row about a customer, and from now on count the customer as erased.
+
+        Returns how many rows there were by kind, the entry of the audit trail (``change`` with
+        these numbers), and whether the bytes are gone from the file (`Database.overwrite`).
+        """
+
+        def remove(to: sa.Connection) -> tuple[dict[str, int], AuditEntry]:
+            removed = erasure.erase(to, customer_id)
+            return removed, audit.append(to, replace(change, detail={**change.detail, **removed}))
+
+        removed, entry = self._note(remove, customer_id)
+        return removed, entry, self._database.overwrite()
+
+    def erased(self) -> Erased:
+        """Return who was erased and may still be in a bundle."""
+        with self._database.read() as connection:
+            return erasure.erased(connection)
+
+    def erased_decision(self, decision_id: str) -> datetime | None:
+        """Return when a decision was erased with its customer, or None."""
+        with self._database.read() as connection:
+            return erasure.erased_decision(connection, decision_id)
+
+    def lift_erasures(self, hashes: Collection[str]) -> None:
+        """Forget erased people whom no bundle holds any more."""
+        self._write(lambda to: erasure.lift(to, hashes))
 
     # --- all of them -------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> int:
+        """How many writes of this process wait."""
+        return self._writer.waiting
+
     def ping(self) -> None:
-        """Raise StoreError unless the store takes a write lock and answers right now."""
-        self._write(lambda to: to.execute(sa.select(SCHEMA.c.version)).scalar())
+        """Raise StoreError unless the store takes a write to disk right now."""
+        self._write(schema.touch)
 
     def close(self) -> None:
         """Finish the writes that wait, then let go of the database."""
@@ -252,6 +370,10 @@ class Store:
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` in the writer's next transaction and return when it is on disk."""
         return self._submit(work).result()
+
+    def _note(self, work: Callable[[sa.Connection], T], *names: str) -> T:
+        """The same for work that adds to the audit trail, beside others' work on ``names``."""
+        return self._submit(work, [audit.TRAIL, *names]).result()
 
     def _submit(
         self, work: Callable[[sa.Connection], T | Refused], names: Sequence[str] = ()

@@ -11,10 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from nextbest.errors import StoreError
 from nextbest.serve.store.rows import BACKENDS
+from nextbest.serve.writer import Ways
 
 __all__ = ["Database"]
 
@@ -23,7 +24,8 @@ STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 5
 
 # Every request thread may read at once (AnyIO runs 40), beside the writer.
-POOL = {"pool_size": 8, "max_overflow": 40}
+# What the driver was asked to keep is personal, and no error message repeats it.
+POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 40, "hide_parameters": True}
 # Of the driver itself: the PRAGMAs of a new connection raise what SQLAlchemy has not wrapped.
 FAULTS = (SQLAlchemyError, sqlite3.Error)
 
@@ -102,8 +104,28 @@ class Database:
         except FAULTS as error:
             raise self.fault(problem, error) from error
 
-    def write_fault(self, error: Exception) -> Exception:
-        """Return a database's fault in writing as a StoreError, and any other as it is."""
+    def overwrite(self) -> bool:
+        """Bring what was removed out of SQLite's journal too; False where somebody still reads it.
+
+        Other databases do so in their own time, or when they are told to (``VACUUM``): False.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return False
+        with self.told("cannot be written"):
+            connection = self.engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                cursor.close()
+            finally:
+                connection.close()
+        return not busy
+
+    def ways(self) -> Ways[sa.Connection]:
+        """Return what a writer has to know of this database."""
+        return Ways(lock=self.lock, told=self._told, shared=_is_everybodys)
+
+    def _told(self, error: Exception) -> Exception:
         return self.fault("cannot be written", error) if isinstance(error, FAULTS) else error
 
     def fault(self, problem: str, error: BaseException) -> StoreError:
@@ -132,6 +154,8 @@ class Database:
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
+            # What is removed is overwritten: a person who was erased is not in the file any more.
+            cursor.execute("PRAGMA secure_delete=ON")
             cursor.close()
 
         @event.listens_for(engine, "begin")
@@ -157,6 +181,11 @@ def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
     if "connect_timeout" not in url.query:
         settings["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     return sa.create_engine(url, pool_pre_ping=True, connect_args=settings, **POOL)
+
+
+def _is_everybodys(error: Exception) -> bool:
+    """A full disk, a lost connection or a lock would meet the next piece of work as well."""
+    return isinstance(error, OperationalError)
 
 
 def _stripe(name: str) -> int:

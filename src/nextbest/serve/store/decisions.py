@@ -5,21 +5,40 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from nextbest.serve.records import DecisionRecord, StoredDecision
-from nextbest.serve.store.rows import insert_new, rows_in
+from nextbest.serve.store.rows import WANTED, insert_new, rows_in, rows_of
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 
-__all__ = ["by_keys", "chosen", "find", "keep", "names_of", "request_hashes", "rows_about"]
+__all__ = [
+    "by_keys",
+    "chosen",
+    "decided_at",
+    "find",
+    "keep",
+    "names_of",
+    "request_hashes",
+    "rows_about",
+    "stored",
+]
 
 
 def names_of(records: Sequence[DecisionRecord]) -> list[str]:
     """Return what no other writer may touch meanwhile: the customers, and the keys of requests."""
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
     return [record.customer_id for record in records] + keys
+
+
+_ROWS_ABOUT = [
+    sa.select(table.c.customer_id, sa.func.count())
+    .where(table.c.customer_id.in_(WANTED))
+    .group_by(table.c.customer_id)
+    for table in (CONTACTS, OUTCOMES)
+]
 
 
 def keep(
@@ -54,13 +73,13 @@ def find(connection: sa.Connection, decision_id: str) -> StoredDecision | None:
     """Return one stored decision, or None."""
     query = sa.select(DECISIONS).where(DECISIONS.c.decision_id == decision_id)
     row = connection.execute(query).first()
-    return None if row is None else _stored(row)
+    return None if row is None else stored(row)
 
 
 def by_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
     """Return the decisions made under these idempotency keys, by key."""
     found = rows_in(connection, sa.select(DECISIONS), DECISIONS.c.idempotency_key, keys)
-    return {row.idempotency_key: _stored(row) for row in found}
+    return {row.idempotency_key: stored(row) for row in found}
 
 
 def request_hashes(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, str]:
@@ -86,21 +105,27 @@ def chosen(
     return {key: (customer, tuple(ranked)) for key, (customer, ranked) in found.items()}
 
 
+def decided_at(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, datetime]:
+    """Return when each of the known decisions was made (aware UTC)."""
+    query = sa.select(DECISIONS.c.decision_id, DECISIONS.c.decided_at)
+    found = rows_in(connection, query, DECISIONS.c.decision_id, decision_ids)
+    return {row.decision_id: row.decided_at.replace(tzinfo=UTC) for row in found}
+
+
 def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counter[str]:
     """Return how many contacts and outcomes there are of each customer.
 
     Inside a transaction that holds the lock of these customers this stays true until it commits.
     """
     rows: Counter[str] = Counter()
-    for table in (CONTACTS, OUTCOMES):
-        column = table.c.customer_id
-        query = sa.select(column, sa.func.count().label("n")).group_by(column)
-        for row in rows_in(connection, query, column, customer_ids):
-            rows[row.customer_id] += row.n
+    for query in _ROWS_ABOUT:
+        for customer_id, n in rows_of(connection, query, customer_ids):
+            rows[customer_id] += n
     return rows
 
 
-def _stored(row: Any) -> StoredDecision:
+def stored(row: Any) -> StoredDecision:
+    """Return a row of the table as the record that it holds."""
     return StoredDecision(
         row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
@@ -10,7 +11,7 @@ from nextbest.serve.records import ApiKey, naive_utc
 from nextbest.serve.store.rows import aware, now
 from nextbest.serve.store.tables import API_KEYS
 
-__all__ = ["add", "find", "revoke"]
+__all__ = ["add", "find", "note_use", "revoke"]
 
 
 def add(connection: sa.Connection, key: ApiKey) -> None:
@@ -21,6 +22,7 @@ def add(connection: sa.Connection, key: ApiKey) -> None:
         "scopes": " ".join(key.scopes),
         "secret_hash": key.secret_hash,
         "created_at": naive_utc(key.created_at),
+        "requests_per_minute": key.requests_per_minute,
     }
     connection.execute(sa.insert(API_KEYS), row)
 
@@ -38,6 +40,8 @@ def find(connection: sa.Connection, key_id: str | None) -> list[ApiKey]:
             secret_hash=row.secret_hash,
             created_at=row.created_at.replace(tzinfo=UTC),
             revoked_at=aware(row.revoked_at),
+            last_used_at=aware(row.last_used_at),
+            requests_per_minute=row.requests_per_minute,
         )
         for row in connection.execute(query)
     ]
@@ -51,3 +55,12 @@ def revoke(connection: sa.Connection, key_id: str) -> bool:
         .values(revoked_at=now())
     )
     return connection.execute(change).rowcount == 1
+
+
+def note_use(connection: sa.Connection, used: Mapping[str, datetime]) -> None:
+    """Keep when keys were last used, unless another server has seen them later."""
+    column = API_KEYS.c.last_used_at
+    for key_id, moment in used.items():
+        at = naive_utc(moment)
+        newer = (API_KEYS.c.key_id == key_id) & (column.is_(None) | (column < at))
+        connection.execute(sa.update(API_KEYS).where(newer).values(last_used_at=at))

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC
-from typing import Any
 
 import sqlalchemy as sa
 
-from nextbest.serve.records import Outcome, OutcomeStatus
-from nextbest.serve.store.rows import insert_new, now, rows_in
+from nextbest.serve.records import Outcome, ReportStatus
+from nextbest.serve.store.once import keep_once
+from nextbest.serve.store.rows import now
 from nextbest.serve.store.tables import OUTCOMES
 
 __all__ = ["find", "keep"]
 
 
-def keep(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[OutcomeStatus]:
+def keep(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[ReportStatus]:
     """Keep outcomes once each and return the status of each, in order."""
-    if not outcomes:
-        return []
     received_at = now()
-    rows: dict[str, dict[str, Any]] = {}
-    for outcome in outcomes:
-        rows.setdefault(outcome.outcome_id, {**outcome.row(), "received_at": received_at})
-    write = insert_new(connection, OUTCOMES).returning(OUTCOMES.c.outcome_id)
-    new = set(connection.execute(write, list(rows.values())).scalars())
-    query = sa.select(OUTCOMES.c.outcome_id, OUTCOMES.c.content_hash)
-    kept = {
-        row.outcome_id: row.content_hash
-        for row in rows_in(connection, query, OUTCOMES.c.outcome_id, list(rows))
-    }
-    statuses: list[OutcomeStatus] = []
-    for outcome in outcomes:
-        if kept[outcome.outcome_id] != outcome.content_hash:
-            statuses.append("conflict")
-        elif outcome.outcome_id in new:
-            statuses.append("stored")
-            new.discard(outcome.outcome_id)
-        else:
-            statuses.append("duplicate")
-    return statuses
+    rows = [{**outcome.row(), "received_at": received_at} for outcome in outcomes]
+    return keep_once(connection, OUTCOMES, OUTCOMES.c.outcome_id, rows)
 
 
 def find(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from nextbest.serve.records import naive_utc
 
-__all__ = ["BACKENDS", "aware", "columns", "insert_new", "now", "rows_in"]
+__all__ = ["BACKENDS", "WANTED", "aware", "columns", "insert_new", "now", "rows_in", "rows_of"]
 
 # SQLite allows 32,766 bound values in one statement; other databases fewer than 65,536.
 IN_LIMIT = 10_000
@@ -25,7 +26,24 @@ BACKENDS = tuple(_INSERTS)
 
 def insert_new(connection: sa.Connection, table: sa.Table) -> Any:
     """Return an insert that leaves alone the rows whose key is already there."""
-    return _INSERTS[connection.dialect.name](table)
+    return _insert_new(connection.dialect.name, table)
+
+
+@cache
+def _insert_new(backend: str, table: sa.Table) -> Any:
+    return _INSERTS[backend](table)
+
+
+WANTED: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
+"""Stands for values in a query that is built once; building one takes longer than asking it."""
+
+
+def rows_of(
+    connection: sa.Connection, query: sa.Select[Any], values: Sequence[str]
+) -> Iterator[Any]:
+    """Yield the rows of a query with `WANTED`, in portions that a database accepts."""
+    for start in range(0, len(values), IN_LIMIT):
+        yield from connection.execute(query, {"wanted": values[start : start + IN_LIMIT]})
 
 
 def rows_in(

@@ -14,7 +14,7 @@ from nextbest.serve.store.tables import (
     revision,
 )
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "touch"]
 
 
 def prepare(connection: sa.Connection, where: str) -> int | None:
@@ -59,6 +59,13 @@ def prepare(connection: sa.Connection, where: str) -> int | None:
         upgrade(connection, found)
         return found
     return None
+
+
+def touch(connection: sa.Connection) -> None:
+    """Write something and change nothing: a lock alone would be given on a full disk, too."""
+    # There and back, because SQLite writes no page that an update leaves as it was.
+    for step in (1, -1):
+        connection.execute(sa.update(SCHEMA).values(version=SCHEMA.c.version + step))
 
 
 def _version(connection: sa.Connection) -> int | None:

@@ -1,0 +1,123 @@
+"""The short way to a decision: `POST /v1/decisions`, answered before FastAPI sees it.
+
+FastAPI's machinery takes longer than the decision. What both ways do is one and the same: who may
+come in, what is a sound body, how it is read, how it is decided, and how a refusal looks. The route
+behind stays for the OpenAPI document, and for the tests that compare the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Protocol
+
+import msgspec
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
+
+from nextbest.errors import StoreError
+from nextbest.serve.auth import Caller
+from nextbest.serve.decisions import Decider
+from nextbest.serve.http import body, problem_response, store_problem
+from nextbest.serve.parsing import parse_decision
+from nextbest.serve.problems import Problem
+
+__all__ = ["PATH", "KnownCallers", "ShortWay", "is_short", "token_of"]
+
+PATH = "/v1/decisions"
+# A revoked key opens this door so many seconds longer, at most.
+KNOWN_SECONDS = 2.0
+MOST_KNOWN = 1_024
+
+
+class Door(Protocol):
+    """Lets callers in, or raises the problem that keeps them out."""
+
+    def admit(self, token: str | None, scope: str) -> Caller:
+        """Look up who holds a token, and let them do what needs the scope."""
+
+    def allow(self, caller: Caller, scope: str) -> Caller:
+        """Let a caller who was looked up a moment ago do it."""
+
+
+class KnownCallers:
+    """Who was let in a moment ago, so that not every request asks the store; never a refusal."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Caller, float]] = {}
+
+    def find(self, token: str | None) -> Caller | None:
+        """Return who holds a token, if that was looked up within `KNOWN_SECONDS`."""
+        caller, until = self._known.get(_digest(token), (None, 0.0))
+        return caller if time.monotonic() < until else None
+
+    def remember(self, token: str | None, caller: Caller) -> None:
+        """Keep for a while who holds a token, but not the token."""
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[_digest(token)] = (caller, time.monotonic() + KNOWN_SECONDS)
+
+
+def _digest(token: str | None) -> bytes:
+    return hashlib.sha256((token or "").encode(errors="surrogatepass")).digest()
+
+
+def token_of(headers: Headers) -> str | None:
+    """Return the API key of a request: `Authorization: Bearer`, or else `X-API-Key`."""
+    scheme, credentials = get_authorization_scheme_param(headers.get("authorization"))
+    if credentials and scheme.lower() == "bearer":
+        return credentials
+    return headers.get("x-api-key") or None
+
+
+def is_short(scope: Scope) -> bool:
+    """Whether a request takes the short way."""
+    mine = scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST"
+    return mine and not scope.get("root_path")
+
+
+class ShortWay:
+    """ASGI application that answers `POST /v1/decisions`.
+
+    Parameters
+    ----------
+    route : the route that FastAPI has for the same, by which logs and metrics name the request.
+    """
+
+    def __init__(self, decider: Decider, door: Door, route: BaseRoute) -> None:
+        self._decider = decider
+        self._door = door
+        self._route = route
+        self._known = KnownCallers()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        scope["route"] = self._route
+        try:
+            content = await self._answer(Request(scope, receive))
+        except (Problem, StoreError) as error:
+            problem = error if isinstance(error, Problem) else store_problem(error)
+            await problem_response(problem, scope)(scope, receive, send)
+            return
+        headers = [
+            (b"content-length", str(len(content)).encode()),
+            (b"content-type", b"application/json"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _answer(self, request: Request) -> bytes:
+        token = token_of(request.headers)
+        caller = self._known.find(token)
+        if caller is None:
+            caller = await run_in_threadpool(self._door.admit, token, "decide")
+            self._known.remember(token, caller)
+        else:
+            self._door.allow(caller, "decide")
+        answer = await self._decider.soon(parse_decision(await body(request)))
+        request.scope["state"]["log_fields"] = {"decision_id": answer["decision_id"]}
+        return msgspec.json.encode(answer)

@@ -1,0 +1,239 @@
+"""Who waits for a decision, and whose turn it is: questions that come at once are answered at once.
+
+Deciding for sixteen customers together takes little longer than deciding for one, and gives each
+the same decision. So whoever waits when the event loop has read its sockets is served together;
+while the disk works, the next gather. About one customer there is one decision at a time, so that
+caps hold exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from nextbest.errors import StoreError
+
+__all__ = ["Line", "Served", "Turns", "Waiting"]
+
+GROUP_LIMIT = 64
+LINE_LIMIT = 4_096
+# One group is on its way to the disk, and the next is handed in meanwhile.
+GROUPS_AT_ONCE = 2
+
+A = TypeVar("A")
+
+
+class Turns:
+    """One at a time for each customer, on any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy: set[str] = set()
+
+    def take(self, customer_id: str) -> bool:
+        """Take a customer's turn, if nobody has it."""
+        with self._changed:
+            free = customer_id not in self._busy
+            self._busy.add(customer_id)
+            return free
+
+    def give_back(self, customer_ids: Iterable[str]) -> None:
+        """Let others go on."""
+        with self._changed:
+            self._busy.difference_update(customer_ids)
+            self._changed.notify_all()
+
+    @contextmanager
+    def alone(self, customer_ids: Sequence[str]) -> Iterator[None]:
+        """Wait for the turns of some customers, and hold them; never on an event loop."""
+        held: list[str] = []
+        try:
+            # In one order for all, or two batches could wait for each other for ever.
+            for customer_id in sorted(set(customer_ids)):
+                with self._changed:
+                    while customer_id in self._busy:
+                        self._changed.wait()
+                    self._busy.add(customer_id)
+                held.append(customer_id)
+            yield
+        finally:
+            self.give_back(held)
+
+
+@dataclass(eq=False)
+class Waiting(Generic[A]):
+    """Somebody who waits for an answer on an event loop.
+
+    Parameters
+    ----------
+    asked : the question.
+    customer_id : whom it is about.
+    kind : only questions of one kind are answered together.
+    attempts : how often it was served in vain.
+    """
+
+    asked: A
+    customer_id: str
+    kind: Hashable
+    answer: asyncio.Future[Any]
+    attempts: int = 0
+
+
+Answers = Sequence[tuple[Waiting[A], Any]]
+
+
+@dataclass
+class Served(Generic[A]):
+    """What has become of a group.
+
+    Parameters
+    ----------
+    told : answers (or errors to raise) that are ready.
+    kept : when it is done, `finish` gives the answers of the others, or None to serve them again.
+    """
+
+    told: Answers[A] = ()
+    kept: Future[Any] | None = None
+    finish: Callable[[Future[Any]], Answers[A] | None] = field(default=lambda _: ())
+
+
+class Line(Generic[A]):
+    """Serves whoever waits, in groups; everything but ``serve`` runs on the event loop.
+
+    Parameters
+    ----------
+    turns : of the customers.
+    serve : decides for a group of one kind, no two about one customer; must not raise.
+    quick : whether ``serve`` may run on the event loop, because it waits for no network.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        serve: Callable[[list[Waiting[A]]], Served[A]],
+        quick: Callable[[], bool],
+    ) -> None:
+        self._turns = turns
+        self._serve = serve
+        self._quick = quick
+        self._waiting: deque[Waiting[A]] = deque()
+        self._groups = 0
+        self._called = False
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def ask(self, asked: A, customer_id: str, kind: Hashable) -> Any:
+        """Wait for the answer to a question.
+
+        Raises
+        ------
+        StoreError: too many wait already; refusing now is better than collapsing later.
+        """
+        if len(self._waiting) >= LINE_LIMIT:
+            raise StoreError(
+                "server", f"{LINE_LIMIT:,} decisions wait already", action="Try again later"
+            )
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(asked, customer_id, kind, loop.create_future())
+        self._waiting.append(waiting)
+        self._call(loop)
+        return await waiting.answer
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See who is next, after everything that has arrived is read."""
+        if not self._called and self._groups < GROUPS_AT_ONCE:
+            self._called = True
+            loop.call_soon(self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._called = False
+        group = self._take()
+        if not group:
+            if self._waiting and not self._groups:
+                # Somebody off this line has the turn of the first: look again in a moment.
+                self._called = True
+                loop.call_later(0.001, self._turn, loop)
+            return
+        self._groups += 1
+        if self._quick():
+            self._served(loop, group, self._serve(group))
+        else:
+            self._thread = self._thread or ThreadPoolExecutor(1, "decider")
+            done = self._thread.submit(self._serve, group)
+            self._when(loop, done, lambda done: self._served(loop, group, done.result()))
+
+    def _take(self) -> list[Waiting[A]]:
+        group: list[Waiting[A]] = []
+        left: deque[Waiting[A]] = deque()
+        while self._waiting and len(group) < GROUP_LIMIT:
+            waiting = self._waiting.popleft()
+            alike = not group or waiting.kind == group[0].kind
+            if alike and self._turns.take(waiting.customer_id):
+                group.append(waiting)
+            else:
+                left.append(waiting)
+        self._waiting.extendleft(reversed(left))
+        return group
+
+    def _when(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        done: Future[Any],
+        then: Callable[[Future[Any]], None],
+    ) -> None:
+        """Go on here when something is done on another thread."""
+
+        def tell(done: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(then, done)
+
+        done.add_done_callback(tell)
+
+    def _served(
+        self, loop: asyncio.AbstractEventLoop, group: list[Waiting[A]], served: Served[A]
+    ) -> None:
+        self._tell(served.told)
+        told = {id(waiting) for waiting, _ in served.told}
+        rest = [waiting for waiting in group if id(waiting) not in told]
+        if served.kept is None:
+            self._end(loop)
+        else:
+            self._when(loop, served.kept, lambda kept: self._kept(loop, rest, served, kept))
+            self._call(loop)
+
+    def _kept(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        rest: list[Waiting[A]],
+        served: Served[A],
+        kept: Future[Any],
+    ) -> None:
+        answers = served.finish(kept)
+        if answers is None:
+            self._turns.give_back(waiting.customer_id for waiting in rest)
+            for waiting in rest:
+                waiting.attempts += 1
+            self._waiting.extendleft(reversed(rest))
+        else:
+            self._tell(answers)
+        self._end(loop)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._groups -= 1
+        if self._waiting:
+            self._call(loop)
+
+    def _tell(self, answers: Answers[A]) -> None:
+        self._turns.give_back(waiting.customer_id for waiting, _ in answers)
+        for waiting, answer in answers:
+            if waiting.answer.done():  # whoever asked has gone away
+                continue
+            if isinstance(answer, BaseException):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)

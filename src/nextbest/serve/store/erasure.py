@@ -1,0 +1,117 @@
+"""Everything that the store holds of one person: gathered, or removed for good.
+
+`erasures` keeps no name. A row holds a salted hash: of a customer whose profile must not be served
+although a bundle still has it, or (``went:``) of a decision that went with its customer, so
+that who asks for it learns why it is gone. One row (``salt:``) holds the salt.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from nextbest.serve.records import Erased, Person
+from nextbest.serve.store import decisions
+from nextbest.serve.store.rows import insert_new, now
+from nextbest.serve.store.tables import CONTACTS, CUSTOMER_EVENTS, DECISIONS, ERASURES, OUTCOMES
+
+__all__ = ["erase", "erased", "erased_decision", "lift", "person"]
+
+# In this order after all hexadecimal digits: one range of the key holds customers and salt.
+SALT, DECISION = "salt:", "went:"
+_HASH = ERASURES.c.customer_hash
+# Contacts before the decisions that they belong to.
+_PERSONAL = {
+    "outcomes": OUTCOMES,
+    "contacts": CONTACTS,
+    "events": CUSTOMER_EVENTS,
+    "decisions": DECISIONS,
+}
+# What says how we keep a row, and nothing of the person.
+_OURS = ("content_hash", "batch")
+_TIMES = ("decided_at", "contacted_at", "occurred_at", "event_at")
+
+
+def erased(connection: sa.Connection) -> Erased:
+    """Return the people whose profiles are not served."""
+    query = sa.select(_HASH).where(_HASH < DECISION)
+    hashes = connection.execute(query).scalars().all()
+    salts = [one for one in hashes if one.startswith(SALT)]
+    return Erased("".join(salts), frozenset(hashes) - frozenset(salts))
+
+
+def erase(connection: sa.Connection, customer_id: str) -> dict[str, int]:
+    """Remove every row about a person; return how many there were, by kind.
+
+    Nobody else may erase meanwhile, or both make up a salt: whoever calls holds the audit trail.
+    """
+    known = erased(connection)
+    if not known.salt:
+        known = Erased(SALT + secrets.token_hex(16))
+        _add(connection, [known.salt])
+    query = sa.select(DECISIONS.c.decision_id).where(DECISIONS.c.customer_id == customer_id)
+    gone = connection.execute(query).scalars().all()
+    _add(connection, [known.hash_of(customer_id), *(_of(known, one) for one in gone)])
+    return {
+        name: connection.execute(
+            sa.delete(table).where(table.c.customer_id == customer_id)
+        ).rowcount
+        for name, table in _PERSONAL.items()
+    }
+
+
+def erased_decision(connection: sa.Connection, decision_id: str) -> datetime | None:
+    """Return when a decision was erased with its customer; None where it was not."""
+    wanted = _HASH.in_([_of(erased(connection), decision_id)])
+    query = sa.select(ERASURES.c.erased_at).where(wanted)
+    at = connection.execute(query).scalar()
+    return None if at is None else at.replace(tzinfo=UTC)
+
+
+def lift(connection: sa.Connection, hashes: Iterable[str]) -> None:
+    """Forget who was erased and whom no bundle holds any more."""
+    for one in hashes:
+        connection.execute(sa.delete(ERASURES).where(_HASH.in_([one])))
+
+
+def person(connection: sa.Connection, customer_id: str) -> Person:
+    """Return all that there is of a person, oldest first."""
+    rows = {
+        name: tuple(_plain(row) for row in connection.execute(_about(table, customer_id)))
+        for name, table in _PERSONAL.items()
+        if table is not DECISIONS
+    }
+    made = connection.execute(_about(DECISIONS, customer_id))
+    return Person(tuple(decisions.stored(row) for row in made), **rows)
+
+
+def _about(table: sa.Table, customer_id: str) -> sa.Select[Any]:
+    times = [
+        c for c in table.c if c.name in ("decided_at", "contacted_at", "occurred_at", "event_at")
+    ]
+    return (
+        sa.select(table)
+        .where(table.c.customer_id == customer_id)
+        .order_by(*times, *table.primary_key)
+    )
+
+
+def _plain(row: sa.Row[Any]) -> Mapping[str, Any]:
+    found = {name: value for name, value in row._asdict().items() if name not in _OURS}
+    return {
+        name: value.isoformat() + "Z" if isinstance(value, datetime) else value
+        for name, value in found.items()
+    }
+
+
+def _of(known: Erased, decision_id: str) -> str:
+    return DECISION + known.hash_of(decision_id)[:48]
+
+
+def _add(connection: sa.Connection, hashes: Iterable[str]) -> None:
+    rows = [{"customer_hash": one, "erased_at": now()} for one in hashes]
+    connection.execute(insert_new(connection, ERASURES), rows)
