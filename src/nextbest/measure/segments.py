@@ -26,8 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 #: Segment of each recency score (rows, 5 = bought last) and frequency score (columns 1 to 5).
-#: The usual 5 × 5 grid of RFM dashboards (CleverTap 2017, "RFM analysis"; Putler uses the same
-#: names): recency against how often and how much, the two averaged.
+#: The 5 × 5 grid that RFM dashboards commonly show, under the names that Putler made known:
+#: recency against how often and how much, these two averaged.
 GRID: Final[Mapping[int, tuple[str, str, str, str, str]]] = {
     5: ("new", "potential loyalists", "potential loyalists", "champions", "champions"),
     4: ("promising", "potential loyalists", "potential loyalists", "loyal", "loyal"),
