@@ -70,7 +70,7 @@ def test_the_commands_are_these(cli: Run) -> None:
         "audit list", "audit verify", "bias", "check", "compare", "customers erase",
         "customers export", "decide", "demo", "evaluate", "experiment plan", "experiment read",
         "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
-        "replay", "rollback", "serve", "simulate", "train",
+        "replay", "report", "rollback", "serve", "simulate", "train",
     ]  # fmt: skip
     ran = cli("--help")
     assert ran.code == 0

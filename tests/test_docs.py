@@ -33,6 +33,9 @@ from nextbest.decide.engine import Audience, Situation, decide
 from nextbest.decide.grammar import LANGUAGE
 from nextbest.learn.export import EXPORTERS
 from nextbest.learn.model import CALIBRATIONS, Gates, Plan
+from nextbest.measure.kpi import settings as report_settings
+from nextbest.measure.kpi.definitions import BUILT_IN as KPIS
+from nextbest.measure.segments import GRID
 from nextbest.project import ROOMS, Project
 from nextbest.serve import schemas
 from nextbest.serve.auth import SCOPES
@@ -297,6 +300,50 @@ def test_the_drawing_of_the_cut_has_the_dates_of_churn() -> None:
     for moment in days:
         assert f"{moment.day} {moment:%b}" in label
     assert f"{churn.label.horizon_days} days" in label
+
+
+# ------------------------------------------------------------------ serving/report.toml
+
+REPORT_TABLES = {
+    "[period]": report_settings.PeriodSettings,
+    "[customers]": report_settings.CustomerSettings,
+    "[costs]": report_settings.Costs,
+    "[attribution]": report_settings.AttributionSettings,
+    "[kpis.NAME]": report_settings.OwnKpi,
+}
+
+
+@pytest.mark.parametrize("heading", REPORT_TABLES)
+def test_every_field_of_report_toml(heading: str) -> None:
+    rows = table("serving/README.md", heading, "field")
+    fields = REPORT_TABLES[heading].model_fields
+    assert list(rows) == list(fields)
+    for name, field in fields.items():
+        said = rows[name][-1]
+        if field.is_required():
+            assert said == "needed", name
+        elif heading == "[costs]":
+            default = report_settings.Rates.model_fields[name].default
+            assert said == ("not stated" if default is None else shown(default)), name
+        else:
+            assert said == ("`[]`" if field.default == () else shown(field.default)), name
+
+
+def test_every_table_of_report_toml_and_the_engagement_points() -> None:
+    # A comment in a block of TOML looks like a heading.
+    text = read("serving/README.md").partition("\n### report.toml\n")[2].partition("\n### ")[0]
+    found = {h.strip("[]").partition(".")[0] for h in re.findall(r"^#### (\[.*\])$", text, re.M)}
+    assert found == set(report_settings.ReportSettings.model_fields)
+    said = section("serving/README.md", "[engagement]")
+    points = report_settings.ReportSettings().engagement
+    assert ", ".join(f"`{name}` {value:g}" for name, value in points.items()) in said
+
+
+def test_every_key_figure_and_every_segment() -> None:
+    rows = table("serving/README.md", "Key figures", "figure")
+    assert {name: row[1] for name, row in rows.items()} == {k.name: k.unit for k in KPIS}
+    grid = table("serving/README.md", "Segments", "recency")
+    assert {int(name[0]): tuple(cells) for name, cells in grid.items()} == dict(GRID)
 
 
 # ------------------------------------------------------------------ serving/

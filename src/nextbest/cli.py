@@ -16,6 +16,7 @@ from nextbest.bias import bias
 from nextbest.cli_measure import experiment_app
 from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
+from nextbest.cli_report import report
 from nextbest.cli_simulate import simulate
 from nextbest.cli_store import audit_app, customers_app
 from nextbest.errors import InternalError, NextbestError, UsageError
@@ -534,6 +535,7 @@ def demo(
 
 app.command()(bias)
 app.command()(evaluate)
+app.command()(report)
 app.command()(simulate)
 
 

@@ -110,7 +110,22 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
     except NextbestError as error:
         # Where no row was read, offers that stand in a table are nobody's fault.
         faults += [f for f in error.faults if history is not None or f.problem != NOT_AT_HAND]
+    faults += _report_faults(project, history)
     return CheckReport(tuple(dict.fromkeys(faults)), history, notes)
+
+
+def _report_faults(project: Project, history: History | None) -> Iterator[Fault]:
+    """Yield what is wrong with serving/report.toml."""
+    from nextbest.decide.tomlfile import read_toml
+    from nextbest.measure.kpi.check import report_faults
+
+    try:
+        assumptions = read_toml(project.root / "serving" / "offers.toml").get("assumptions", {})
+    except ConfigError:  # reported with the catalogue
+        assumptions = {}
+    known = assumptions if isinstance(assumptions, dict) else {}
+    tables = history.tables if history is not None else None
+    yield from report_faults(project.root / "serving", known, tables)
 
 
 def _look_at_data(
