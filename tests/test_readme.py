@@ -456,6 +456,8 @@ def test_documents_have_the_shape_of_the_api(block: Block) -> None:
         of_event = "event_id" in document["results"][0]
         kind = schemas.EventsAnswer if of_event else schemas.OutcomesAnswer
         kind.model_validate(document)
+    elif "removed" in document:
+        schemas.ErasureAnswer.model_validate(document)
     elif "decision_id" in document:
         schemas.DecisionAnswer.model_validate(document)
     elif "customer_id" in document:
