@@ -13,6 +13,7 @@ from nextbest.project import Project
 
 if TYPE_CHECKING:
     from nextbest.data.contract import History
+    from nextbest.measure.entrants import Purchases
     from nextbest.measure.experiment import Reading
     from nextbest.measure.kpi.calendar import Calendar
     from nextbest.measure.kpi.settings import ReportSettings
@@ -214,12 +215,16 @@ def _experiment(
 
     now = days.current
     if has_decisions(project):
-        asked = Asked(_FIGURES, since=now.starts_at, until=now.ends_at)
-        try:
-            return read_log(project, asked, Design(), progress).reading, ""
-        except NextbestError as error:
-            why = error.faults[0].problem
-            return None, f"the decision log has no answer ({why})"
+        why = ""
+        # The report stands on transactions; reported purchases are the second best.
+        sources: tuple[Purchases, ...] = ("data", "log")
+        for source in sources:
+            asked = Asked(_FIGURES, since=now.starts_at, until=now.ends_at, purchases=source)
+            try:
+                return read_log(project, asked, Design(), progress).reading, ""
+            except NextbestError as error:
+                why = why or error.faults[0].problem
+        return None, f"the decision log has no answer ({why})"
     tables = history.tables
     if not any("arm" in tables[t].columns for t in ("customers", "contacts") if t in tables):
         return None, ""
