@@ -189,10 +189,11 @@ def batch_here(folder: Path, customers: int) -> None:
     took = time.perf_counter() - started
     rows = pq.read_metadata(out).num_rows
     total = read + took
+    per_million = total * 1e6 / customers
     say(
-        f"batch: {customers:,} customers x {OFFERS} offers in {total:.0f} s (target 60, "
-        f"{'reached' if total < 60 else 'missed'}): {read:.0f} s from Parquet to verified"
-        f" profiles, {took:.0f} s to {rows:,} decided rows in Parquet"
+        f"batch: {customers:,} customers x {OFFERS} offers in {total:.0f} s (target 60 for a"
+        f" million, {'reached' if per_million < 60 else 'missed'}): {read:.0f} s from Parquet to"
+        f" verified profiles, {took:.0f} s to {rows:,} decided rows in Parquet"
         f" ({done.with_offer:,} with an offer)"
     )
     peak = peak_mb()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -40,7 +41,10 @@ def free_port() -> int:
 def running(command: Sequence[str], url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; begin when it answers."""
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment())
+        # In a group of its own: some servers start others, and all are to stop.
+        process = subprocess.Popen(
+            command, stdout=sink, stderr=sink, env=environment(), start_new_session=True
+        )
         try:
             until = time.monotonic() + START_SECONDS
             while not answers(url):
@@ -49,7 +53,8 @@ def running(command: Sequence[str], url: str, log: Path) -> Iterator[subprocess.
                 time.sleep(0.2)
             yield process
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 
@@ -62,8 +67,9 @@ def answers(url: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """One thread for each server: they are measured on what one core gives."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    """One thread for each server, and the programs that are installed beside this Python."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": programs, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @contextmanager
