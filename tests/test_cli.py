@@ -67,10 +67,10 @@ def error(ran: Any) -> dict[str, Any]:
 
 def test_the_commands_are_these(cli: Run) -> None:
     assert sorted(commands()) == [
-        "audit list", "audit verify", "check", "compare", "customers erase", "customers export",
-        "decide", "demo", "evaluate", "experiment plan", "experiment read",
+        "audit list", "audit verify", "bias", "check", "compare", "customers erase",
+        "customers export", "decide", "demo", "evaluate", "experiment plan", "experiment read",
         "features", "init", "keys create", "keys list", "keys revoke", "promote", "refresh",
-        "replay", "rollback", "serve", "simulate", "train",
+        "replay", "report", "rollback", "serve", "simulate", "train",
     ]  # fmt: skip
     ran = cli("--help")
     assert ran.code == 0
@@ -226,7 +226,11 @@ def test_features_lists_name_unit_and_meaning(cli: Run, fresh: Path) -> None:
     assert re.search(r"wine_lines +│ lines +│ lines of wine", ran.out)
     assert "Not available: " in ran.out and "events" in ran.out
     assert max(len(line) for line in ran.out.splitlines() if "│" in line) <= 80
+    assert re.search(r"contacts_28d +│ contacts +│ contacts in the last 28 days \(live\)", ran.out)
     found = cli("features", "--project", fresh, "--json").json
+    live = {f["name"]: f["live"] for f in found["features"]}
+    assert live["wine_lines"] is None
+    assert live["contacts_28d"] == {"measure": "count", "of": None, "days": 28, "until": None}
     names = [f["name"] for f in found["features"]]
     assert len(names) == len(set(names)) and "wine_lines" in names
     for feature in found["features"]:

@@ -26,13 +26,16 @@ from nextbest.cli import app
 from nextbest.data.contract import TABLES
 from nextbest.data.features import everything
 from nextbest.data.groups import BUILT_IN
-from nextbest.decide import offers, policy
+from nextbest.decide import offers, policy, sensitive
 from nextbest.decide.binding import bind
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.engine import Audience, Situation, decide
 from nextbest.decide.grammar import LANGUAGE
 from nextbest.learn.export import EXPORTERS
 from nextbest.learn.model import CALIBRATIONS, Gates, Plan
+from nextbest.measure.kpi import settings as report_settings
+from nextbest.measure.kpi.definitions import BUILT_IN as KPIS
+from nextbest.measure.segments import GRID
 from nextbest.project import ROOMS, Project
 from nextbest.serve import schemas
 from nextbest.serve.auth import SCOPES
@@ -299,6 +302,50 @@ def test_the_drawing_of_the_cut_has_the_dates_of_churn() -> None:
     assert f"{churn.label.horizon_days} days" in label
 
 
+# ------------------------------------------------------------------ serving/report.toml
+
+REPORT_TABLES = {
+    "[period]": report_settings.PeriodSettings,
+    "[customers]": report_settings.CustomerSettings,
+    "[costs]": report_settings.Costs,
+    "[attribution]": report_settings.AttributionSettings,
+    "[kpis.NAME]": report_settings.OwnKpi,
+}
+
+
+@pytest.mark.parametrize("heading", REPORT_TABLES)
+def test_every_field_of_report_toml(heading: str) -> None:
+    rows = table("serving/README.md", heading, "field")
+    fields = REPORT_TABLES[heading].model_fields
+    assert list(rows) == list(fields)
+    for name, field in fields.items():
+        said = rows[name][-1]
+        if field.is_required():
+            assert said == "needed", name
+        elif heading == "[costs]":
+            default = report_settings.Rates.model_fields[name].default
+            assert said == ("not stated" if default is None else shown(default)), name
+        else:
+            assert said == ("`[]`" if field.default == () else shown(field.default)), name
+
+
+def test_every_table_of_report_toml_and_the_engagement_points() -> None:
+    # A comment in a block of TOML looks like a heading.
+    text = read("serving/README.md").partition("\n### report.toml\n")[2].partition("\n### ")[0]
+    found = {h.strip("[]").partition(".")[0] for h in re.findall(r"^#### (\[.*\])$", text, re.M)}
+    assert found == set(report_settings.ReportSettings.model_fields)
+    said = section("serving/README.md", "[engagement]")
+    points = report_settings.ReportSettings().engagement
+    assert ", ".join(f"`{name}` {value:g}" for name, value in points.items()) in said
+
+
+def test_every_key_figure_and_every_segment() -> None:
+    rows = table("serving/README.md", "Key figures", "figure")
+    assert {name: row[1] for name, row in rows.items()} == {k.name: k.unit for k in KPIS}
+    grid = table("serving/README.md", "Segments", "recency")
+    assert {int(name[0]): tuple(cells) for name, cells in grid.items()} == dict(GRID)
+
+
 # ------------------------------------------------------------------ serving/
 
 
@@ -331,6 +378,9 @@ SERVING_TABLES: Mapping[str, type[BaseModel]] = {
     "[arms]": policy.Arms,
     "[exploration]": policy.Exploration,
     "[budgets]": policy.Budgets,
+    "[gates]": policy.Gates,
+    "[sensitive]": sensitive.Sensitive,
+    "[sensitive.limits]": sensitive.BiasLimits,
     "Ask for a decision": schemas.DecisionRequest,
     "Report what happened": schemas.OutcomeReport,
     "Report what customers do": schemas.EventReport,
@@ -507,7 +557,7 @@ def test_compose_starts_what_exists() -> None:
     api, jobs = compose["services"]["api"], compose["services"]["jobs"]
     assert parse_nextbest(api["command"]) == ["serve"]
     assert (ROOT / "serving" / api["build"]["context"] / api["build"]["dockerfile"]).is_file()
-    assert set(jobs["environment"]) == {"MLFLOW_TRACKING_URI"}
+    assert set(jobs["environment"]) == {"MLFLOW_TRACKING_URI", "NEXTBEST_STORE"}
     for service in compose["services"].values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")  # nothing is open to the network by default

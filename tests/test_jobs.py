@@ -342,6 +342,20 @@ def test_past_contacts_of_the_data_hold_offers_back(shop: Path) -> None:
     assert set(pd.read_parquet(out).query("offer_id == 'coupons-now'")["customer_id"]) > got
 
 
+def test_what_live_features_count_travels_with_the_profiles(toy: Toy) -> None:
+    """Brute force over the files: contacts of the longest window, and every response."""
+    recent = load_state(toy.root).bundle.recent
+    assert set(recent) == {"contacts", "responses"}
+    as_of = pd.Timestamp("2023-12-01")
+    contacts = pd.read_parquet(toy.root / "data" / "contacts.parquet")["contacted_at"]
+    inside = contacts[(contacts < as_of) & (contacts >= as_of - pd.Timedelta(days=91))]
+    assert sorted(recent["contacts"].at.tolist()) == sorted(inside.dt.to_pydatetime())
+    responses = pd.read_parquet(toy.root / "data" / "responses.parquet")
+    responses = responses[responses["responded_at"] < as_of]
+    assert len(recent["responses"].at) == len(responses) > 0
+    assert recent["responses"].window.kinds == tuple(sorted(set(responses["offer_id"])))
+
+
 def test_refresh_again_gives_the_same_bundle(project: Project, toy: Toy) -> None:
     again = jobs.refresh(project, project.history(), project.registry())
     assert again.bundle == toy.said["refresh"].json["bundle"]

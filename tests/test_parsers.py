@@ -24,7 +24,7 @@ from nextbest.decide.tomlfile import read_toml
 from nextbest.errors import ConfigError, NextbestError
 from nextbest.project import Project
 from nextbest.serve import schemas
-from nextbest.serve.parsing import parse, parse_outcomes
+from nextbest.serve.parsing import parse, parse_decision, parse_events, parse_outcomes
 from nextbest.serve.problems import Problem
 
 ROOT = Path(__file__).parents[1]
@@ -162,13 +162,17 @@ def test_bytes_that_may_be_no_toml(tmp_path: Path, content: bytes) -> None:
 BODIES: dict[str, Callable[[bytes], Any]] = {
     "a decision": lambda body: parse(schemas.DecisionRequest, body),
     "a batch": lambda body: parse(schemas.BatchRequest, body),
+    "a decision, the short way": parse_decision,
     "outcomes": parse_outcomes,
+    "events": parse_events,
 }
 GOOD = [
     {"customer_id": "c", "channel": "mail", "context": {"a": 1}, "limit": 2, "explain": True},
     {"customer_ids": ["c", "d"], "channel": "mail", "idempotency_key": "k"},
     {"outcome_id": "o", "customer_id": "c", "offer_id": "a", "outcome_type": "click",
      "occurred_at": "2020-01-01T00:00:00Z", "value": 1.5},
+    {"event_id": "e", "customer_id": "c", "event_type": "visit",
+     "event_at": "2020-01-01T00:00:00Z", "value": 1.5, "item": "x"},
 ]  # fmt: skip
 
 

@@ -45,7 +45,9 @@ MANUALS = (
     "README.md", "models/README.md", "training/README.md", "serving/README.md",
     "CONTRIBUTING.md", "CHANGELOG.md",
 )  # fmt: skip
-SETTINGS = ("training/training.toml", "serving/offers.toml", "serving/policy.toml")
+SETTINGS = (
+    "training/training.toml", "serving/offers.toml", "serving/policy.toml", "serving/report.toml",
+)  # fmt: skip
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -340,7 +342,8 @@ def test_a_wrong_setting_would_be_found(guided: Path, tmp_path: Path) -> None:
     put_in(tmp_path, "training/training.toml", "[models.churn]\nfoldz = 3")
     put_in(tmp_path, "serving/offers.toml", '[[offers]]\nid = "18"\nname = 3')
     put_in(tmp_path, "serving/policy.toml", "[profiles]\nlimit = 3")
-    assert len(faults_of(tmp_path)) >= 3
+    put_in(tmp_path, "serving/report.toml", "[period]\ndayz = 3")
+    assert len(faults_of(tmp_path)) >= 4
 
 
 # ------------------------------------------------------------------ Python
@@ -453,6 +456,8 @@ def test_documents_have_the_shape_of_the_api(block: Block) -> None:
         of_event = "event_id" in document["results"][0]
         kind = schemas.EventsAnswer if of_event else schemas.OutcomesAnswer
         kind.model_validate(document)
+    elif "removed" in document:
+        schemas.ErasureAnswer.model_validate(document)
     elif "decision_id" in document:
         schemas.DecisionAnswer.model_validate(document)
     elif "customer_id" in document:

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from nextbest import __version__
+from nextbest.bias import bias
 from nextbest.cli_measure import experiment_app
 from nextbest.cli_options import HERE, Json, ProjectDir
 from nextbest.cli_options import show_json as _show
+from nextbest.cli_report import report
 from nextbest.cli_simulate import simulate
 from nextbest.cli_store import audit_app, customers_app
 from nextbest.errors import InternalError, NextbestError, UsageError
@@ -386,7 +388,10 @@ def decide(
     if compare and policy is not None:
         _compare_policies(opened.root, policy, channel, limit, by, html, json_=json_)
         return
-    state = runtime.load_state(opened.root, policy_file=policy)
+    # What leaves the house by the project's own policy goes live, as in the API.
+    goes_live = policy is None and (out is not None or record)
+    state = (runtime.load_approved(opened.root) if goes_live
+             else runtime.load_state(opened.root, policy_file=policy))  # fmt: skip
     situation = batch.situation_for(state, channel, limit=limit)
     store = runtime.open_store(opened.root)
     try:
@@ -398,8 +403,8 @@ def decide(
             names, fault = state.bundle.score_names, state.ignored_prices(made)
             answer, trace = recording.answer_of(made, 0, names, fault), None
             if explain:
-                live = made.audience.live.get(customer)
-                moved = recording.contributions_of(state.shaper, answer, live)
+                news = made.audience.live.get(customer)
+                moved = recording.contributions_of(state.shaper, answer, news)
                 trace = recording.explained(made, 0, moved)
             if json_:
                 _show({**answer, "trace": trace} if explain else answer)
@@ -528,7 +533,9 @@ def demo(
     run(Project.open(project), as_json=json_)
 
 
+app.command()(bias)
 app.command()(evaluate)
+app.command()(report)
 app.command()(simulate)
 
 

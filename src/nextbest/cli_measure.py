@@ -112,8 +112,22 @@ def read(
         float | None, typer.Option(help="Cost of a contact, for margin and clv.")
     ] = None,
     retained_days: Annotated[
-        int, typer.Option(help="Retained: bought in the last so many days.")
-    ] = 60,
+        int | None,
+        typer.Option(help="Retained: bought in the last so many days (14 in the log, else 60)."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="log or tables; the log if it holds decisions.")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option(help="Watch each customer so many days (log); 28 if not given.")
+    ] = None,
+    purchases: Annotated[
+        str | None,
+        typer.Option(help="With the log: reported ones (log), or transactions (data)."),
+    ] = None,
+    margin_share: Annotated[
+        float | None, typer.Option(help="Margin as a share of reported purchases (log).")
+    ] = None,
     planned: Annotated[
         int | None, typer.Option(help="Customers planned; all of them for the tables.")
     ] = None,
@@ -126,6 +140,7 @@ def read(
 ) -> None:
     """Say what the policy earned against the holdout and every other arm."""
     from nextbest import show
+    from nextbest.experiments import DEFAULT_DAYS, Asked, read_log
     from nextbest.measure.collect import collect, open_file, outcome_of
     from nextbest.measure.experiment import DEFAULT_PLANNED, Design, read
     from nextbest.measure.tables import BEFORE, Watch, customers
@@ -133,6 +148,35 @@ def read(
 
     names, segments = outcome or [], by or []
     where = str(file or "experiment")
+    of_log = {"--days": days, "--purchases": purchases, "--margin-share": margin_share}
+    chosen = _source(project, source, file, start)
+    if chosen == "log":
+        if contact_cost is not None:
+            raise UsageError("--contact-cost", "the log knows what every contact cost",
+                             expected="left out, or --source tables with it")  # fmt: skip
+        asked = Asked(
+            names or ["conversion", "revenue"], segments, before, _naive(start), _naive(until),
+            DEFAULT_DAYS if days is None else days, 14 if retained_days is None else retained_days,
+            purchases or "log",  # type: ignore[arg-type]  # checked by Entry
+            margin_share,
+        )  # fmt: skip
+        design = Design(
+            arm=arm, control=control, shares=_shares(share) if share else None, alpha=alpha,
+            looks="once" if once else "daily", planned=planned or DEFAULT_PLANNED,
+            correction=correction,  # type: ignore[arg-type]  # checked by Design
+        )  # fmt: skip
+        with show.steps(quiet=json_) as step:
+            told = read_log(Project.open(project), asked, design, step)
+        if json_:
+            show_json(told.to_dict())
+        else:
+            show.out(*show.experiment(told.reading), *told.lines())
+        _refuse(told.reading)
+        return
+    for name, value in of_log.items():
+        if value is not None:
+            raise UsageError(name, "it is for the decision log", expected="left out",
+                             action="Read the log with --source log")  # fmt: skip
     with show.steps(quiet=json_) as step:
         if file is not None:
             if not names:
@@ -140,13 +184,12 @@ def read(
             step("read the file")
             table = open_file(file)
         else:
-            if start is None:
-                raise UsageError("--from", "the start of the experiment is not given",
-                                 expected="--from DATE, or --file FILE")  # fmt: skip
+            assert start is not None  # as `_source` saw to
             names, before = names or ["conversion", "revenue"], BEFORE
             step("read and check the data")
             history = Project.open(project).history()
-            watch = Watch(start, until or history.observed_until, contact_cost, retained_days)
+            end, retained = until or history.observed_until, retained_days or 60
+            watch = Watch(start, end, contact_cost, retained)
             table = customers(history, watch, names, segments)
         outcomes = [outcome_of(name, before) for name in names]
         step("compare the arms")
@@ -164,6 +207,29 @@ def read(
     else:
         show.out(*show.experiment(found))
     _refuse(found)
+
+
+def _source(project: Path, source: str | None, file: Path | None, start: datetime | None) -> str:
+    """Say where an experiment is read from: a file, the decision log, or the tables."""
+    from nextbest.logbook import has_decisions
+    from nextbest.project import Project
+
+    if source not in (None, "log", "tables"):
+        raise UsageError("--source", "unknown", expected="log or tables", got=source)
+    if file is not None:
+        if source is not None:
+            raise UsageError("--source", "the file is the source", expected="--source or --file")
+        return "file"
+    if source is None:
+        source = "log" if has_decisions(Project.open(project)) else "tables"
+    if source == "tables" and start is None:
+        raise UsageError("--from", "the start of the experiment is not given",
+                         expected="--from DATE, or --file FILE")  # fmt: skip
+    return source
+
+
+def _naive(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=None)
 
 
 def _shares(given: list[str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,11 +105,27 @@ def check_project(project: Project, *, data: bool = True) -> CheckReport:
         if history is not None:
             faults += _uncountable(serving[1], history)
         if found:
+            faults += _sensitive(project, found, serving[1])
             _bind(project, found, *serving)
     except NextbestError as error:
         # Where no row was read, offers that stand in a table are nobody's fault.
         faults += [f for f in error.faults if history is not None or f.problem != NOT_AT_HAND]
+    faults += _report_faults(project, history)
     return CheckReport(tuple(dict.fromkeys(faults)), history, notes)
+
+
+def _report_faults(project: Project, history: History | None) -> Iterator[Fault]:
+    """Yield what is wrong with serving/report.toml."""
+    from nextbest.decide.tomlfile import read_toml
+    from nextbest.measure.kpi.check import report_faults
+
+    try:
+        assumptions = read_toml(project.root / "serving" / "offers.toml").get("assumptions", {})
+    except ConfigError:  # reported with the catalogue
+        assumptions = {}
+    known = assumptions if isinstance(assumptions, dict) else {}
+    tables = history.tables if history is not None else None
+    yield from report_faults(project.root / "serving", known, tables)
 
 
 def _look_at_data(
@@ -151,7 +168,13 @@ def _bind(project: Project, found: Iterable[Feature], catalogue: Catalogue, poli
 
     columns = {f.name: Column(_column_type(f.dtype), f.entity) for f in found}
     columns |= {name: Column("number", "customer") for name in project.score_columns()}
-    bind(catalogue, policy, columns)
+    faults = policy.tables.sensitive.unknown(columns, policy.where)
+    try:
+        bind(catalogue, policy, columns)
+    except ConfigError as wrong:
+        faults += wrong.faults
+    if faults:
+        raise ConfigError(faults=faults)
 
 
 def _column_type(dtype: str) -> Any:
@@ -167,10 +190,7 @@ def _unfed(project: Project, model: Model, found: Iterable[Feature]) -> Iterator
             problem, expected = f'its label needs the table "{table}"', "returned by tables()"
             yield Fault(where, problem, expected, action="Return it from training/sources.py.")
         return
-    groups = project.groups if model.kind == "clv" else model.groups(project.groups)
-    entities = ("customer",) if model.label.entity == "customer" else ("customer", "offer", "pair")
-    used = {g.name for g in groups}
-    names = [f.name for f in found if f.group in used and f.entity in entities]
+    names = _readable(project, model, found)
     for need in model.baseline.needs:
         if need not in names:
             problem = f'the baseline needs the feature "{need}"'
@@ -181,6 +201,25 @@ def _unfed(project: Project, model: Model, found: Iterable[Feature]) -> Iterator
         if name not in known:
             problem, expected = f'exclude names "{name}"', "a feature group or a feature"
             yield Fault(where, problem, expected, action=did_you_mean(name, known))
+
+
+def _readable(project: Project, model: Model, found: Iterable[Feature]) -> list[str]:
+    """Return the features of a model's groups that its rows have."""
+    groups = project.groups if model.kind == "clv" else model.groups(project.groups)
+    entities = ("customer",) if model.label.entity == "customer" else ("customer", "offer", "pair")
+    used = {g.name for g in groups}
+    return [f.name for f in found if f.group in used and f.entity in entities]
+
+
+def _sensitive(project: Project, found: Iterable[Feature], policy: Policy) -> Iterator[Fault]:
+    """Yield the sensitive attributes that models would read against the policy."""
+    for model in project.models.values():
+        if model.kind == "clv":
+            continue  # it reads its RFM table alone
+        names = (name for name in _readable(project, model, found) if name not in model.exclude)
+        yield from policy.tables.sensitive.read_by_model(
+            f"models/{model.name}.py", model.name, names
+        )
 
 
 def _unknown_accepted(project: Project, found: Iterable[Feature]) -> Iterator[Fault]:
@@ -583,6 +622,8 @@ def _forget_who_is_gone(project: Project) -> None:
     from nextbest.data.profiles import Profiles
     from nextbest.serve.runtime import open_store, who_is_erased
 
+    if os.environ.get("NEXTBEST_STORE"):
+        return  # other machines that share it may have bundles that we do not see
     erased = who_is_erased(project.root)
     if not erased.hashes:
         return

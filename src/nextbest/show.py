@@ -182,6 +182,37 @@ def shifted(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield "Nothing was recorded."
 
 
+def biased(facts: Mapping[str, Any]) -> Iterator[Any]:
+    """Show what each group of each sensitive attribute gets, channel by channel."""
+    numbers = ("customers", "reach", "ratio", "propensity", "value")
+    for channel, found in facts["channels"].items():
+        for one in found["attributes"]:
+            table = _table(*numbers, "group", right=numbers)
+            for label, group in one["groups"].items():
+                ratio = group["reach"]["ratio"]
+                table.add_row(
+                    f"{group['customers']:,}",
+                    _known(group["reach"]["value"]),
+                    "–" if ratio is None else f"{ratio['value']:.0%}",
+                    *(_known(group[name]["value"]) for name in ("propensity", "value")),
+                    f"{label}: {group['why_not'] or _verdict(group)}",
+                )
+            yield _titled(f"{one['attribute']}, channel {channel}", table)
+    for attribute, features in facts["proxies"].items():
+        if features:
+            said = ", ".join(f"{f['feature']} {f['association']:.2f}" for f in features)
+            yield f"What models read that tells most of {attribute} (Cramér's V): {said}."
+
+
+def _known(value: float | None) -> str:
+    return "–" if value is None else figure(value)
+
+
+def _verdict(group: Mapping[str, Any]) -> str:
+    """The verdict on a group's reach; the group that others are held against has none."""
+    return group["reach"]["verdict"] or "best treated"
+
+
 def _column(groups: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {label: group[name] for label, group in groups.items()}
 
@@ -221,6 +252,13 @@ def decision(answer: Mapping[str, Any], trace: Mapping[str, Any] | None) -> Iter
         yield "Nothing is known of this customer: the fallback list of the policy decides."
     if answer["profile_stale"]:
         yield "The profile is older than the policy's freshness limit. Run `nextbest refresh`."
+    if trace and "live" in trace:
+        live = trace["live"]
+        changed = {**live["features"], **live["scores"]}.items()
+        said = (f"{name} {_known(was)} → {_known(now)}" for name, (was, now) in changed)
+        yield "Since the refresh: " + (", ".join(said) or "nothing that changes a feature")
+        if "kept" in live:
+            yield f"As of the refresh all the same: {', '.join(live['kept'])}"
     if "prices_ignored" in answer:
         yield f"Stored scarcity prices are not used: {answer['prices_ignored']}."
     for offer in answer["offers"]:

@@ -420,13 +420,13 @@ def contacts(past: World, customer: str, as_of: datetime) -> Expected:
 def responses(past: World, customer: str, as_of: datetime) -> Expected:
     asked = {c["offer_id"] for c in of(past, "contacts", customer)}
     ages = defaultdict(list)
-    for r in of(past, "responses", customer) if asked else ():
+    for r in of(past, "responses", customer):
         ages[r["offer_id"]].append(age(r["responded_at"], as_of))
     return {
         "responses_total": len(ages),
         "responses_91d": sum(min(a) <= 91 for a in ages.values()),
         "response_actions": sum(len(a) for a in ages.values()),
-        "response_rate": len(ages) / (len(asked) + 4),
+        "response_rate": len(ages) / (len(asked) + 4) if asked else 0.0,
         "days_since_last_response": min((min(a) for a in ages.values()), default=None),
     }
 
@@ -776,7 +776,8 @@ def test_features_are_described_without_a_row_of_data() -> None:
     group = {g.name: g for g in GROUPS}
     assert all((f.source, f.entity) == (g.source, g.entity)
                for f in found for g in [group[f.group]])  # fmt: skip
-    assert {f.group for f in found if f.live} == {"engagement", "contacts"}
+    assert {f.group for f in found if f.live} == {"engagement", "contacts", "responses"}
+    assert [f.name for f in found if f.group == "responses" and not f.live] == ["response_rate"]
     assert all(f.live for f in found if f.group in ("engagement", "contacts"))
     assert {f.name: f.dtype for f in found if f.dtype != "number"} == {
         "region": "string", "member": "boolean", "offer_type": "string",

@@ -410,6 +410,14 @@ def test_a_small_effective_sample_is_refused_with_its_size():
     assert f"got {worth:.1f} of 2,000" in said
 
 
+@pytest.mark.parametrize("earned", [0.0, 2.5])
+def test_a_reward_that_never_varies_is_refused(earned):
+    log, target, _ = explorer().draw(0, 400)
+    same = dataclasses.replace(log, reward=np.full(400, earned))
+    with pytest.raises(DataError, match=f"the reward does not vary.*got {earned:g} in all 400"):
+        ope.evaluate(same, target)
+
+
 def test_too_few_customers_are_refused():
     log, target, _ = explorer(per_customer=100).draw(0, 2_000)
     assert "too few customers. Must be 50 or more; got 20" in faults_of(log, target)

@@ -21,7 +21,7 @@ from nextbest import jobs
 from nextbest.data import snapshots
 from nextbest.data.contract import History
 from nextbest.data.features import Feature
-from nextbest.data.groups import contacts, demographics, engagement, offer
+from nextbest.data.groups import contacts, demographics, engagement, offer, responses
 from nextbest.data.profiles import Profiles, from_frames
 from nextbest.learn import artifact
 from nextbest.learn.estimators import FeatureEncoder, linear
@@ -30,7 +30,7 @@ from nextbest.serve.bundle import ModelSource, write_bundle
 AS_OF = datetime(2024, 6, 1)
 CUSTOMERS = [f"c{number:02d}" for number in range(12)]
 OFFERS = ("cart", "news")
-GROUPS = (engagement, contacts, demographics, offer)
+GROUPS = (engagement, contacts, responses, demographics, offer)
 Row = dict[str, Any]
 
 CATALOGUE = """
@@ -70,6 +70,10 @@ _SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "customer_id": _TEXT, "offer_id": _TEXT, "contacted_at": _TIME, "channel": _TEXT,
         "known_at": _TIME,
     },
+    "responses": {
+        "customer_id": _TEXT, "offer_id": _TEXT, "responded_at": _TIME, "response_type": _TEXT,
+        "known_at": _TIME,
+    },
     "offers": {"offer_id": _TEXT, "offer_type": _TEXT, "known_at": _TIME},
 }  # fmt: skip
 
@@ -78,8 +82,13 @@ def event(customer_id: str, kind: str, at: datetime, known_at: datetime | None =
     return {"customer_id": customer_id, "event_type": kind, "event_at": at, "known_at": known_at}
 
 
-def contact(customer_id: str, at: datetime) -> Row:
-    return {"customer_id": customer_id, "offer_id": "news", "contacted_at": at, "channel": "web"}
+def contact(customer_id: str, at: datetime, offer_id: str = "news") -> Row:
+    return {"customer_id": customer_id, "offer_id": offer_id, "contacted_at": at, "channel": "web"}
+
+
+def response(customer_id: str, offer_id: str, at: datetime) -> Row:
+    return {"customer_id": customer_id, "offer_id": offer_id, "responded_at": at,
+            "response_type": "redemption"}  # fmt: skip
 
 
 def before() -> dict[str, list[Row]]:
@@ -98,7 +107,8 @@ def before() -> dict[str, list[Row]]:
             for age in random.uniform(0.1, 120, i)
         ]
     events.append(event("c11", "cart_add", AS_OF - timedelta(hours=20)))
-    return {"events": events, "contacts": letters}
+    answers = [response(r["customer_id"], "news", r["contacted_at"]) for r in letters[::3]]
+    return {"events": events, "contacts": letters, "responses": answers}
 
 
 def history(more: dict[str, list[Row]] | None = None, until: datetime = AS_OF) -> History:
@@ -127,7 +137,7 @@ def save_models(folder: Path) -> None:
     frames = snapshots.profile(history(), GROUPS, AS_OF, OFFERS)
     spine = pd.MultiIndex.from_product([CUSTOMERS, OFFERS], names=["customer_id", "offer_id"])
     pairs = spine.to_frame(index=False).merge(frames.customers).merge(frames.offers)
-    columns = ["abandoned_cart", "contacts_28d", "visits_28d", "region", "offer_type"]
+    columns = ["abandoned_cart", "contacts_28d", "responses_91d", "region", "offer_type"]
     y = pairs["abandoned_cart"] + (pairs["offer_type"] == "news") > 0
     _save(folder / "propensity", "propensity", pairs[columns], y)
     read = ["visits_28d", "contacts_91d", "region"]

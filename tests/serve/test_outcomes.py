@@ -210,7 +210,7 @@ def test_a_late_outcome_is_kept_and_judged_by_when_it_happened(project: Path, se
     store.close()
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.data())
 def test_order_and_repetition_change_nothing(data: Any) -> None:
     """Against the same outcomes, each told once and oldest first."""

@@ -143,7 +143,7 @@ def test_a_server_with_queued_answers_keeps_caps_and_keys(
         page = client.get("/metrics").text
     assert made == [1, 1, 1, 0, 0, 0] and contacts_of(project, "c01") == 3
     assert first == again
-    assert "nextbest_decisions_lost 0.0" in page and "nextbest_store_writes_waiting" in page
+    assert "nextbest_decisions_lost 0.0" in page and "nextbest_store_queue" in page
     store = open_store(project)
     assert store.decision(first["decision_id"]) is not None
     store.close()

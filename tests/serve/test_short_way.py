@@ -204,10 +204,17 @@ def ways(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 
 
 content_types = st.sampled_from(
-    ["application/json"] * 6
-    + ["application/json; charset=utf-8", "APPLICATION/JSON", "application/problem+json", "text/plain",
-       "application/x-www-form-urlencoded", "", "json"]
-)  # fmt: skip
+    [
+        *["application/json"] * 6,
+        "application/json; charset=utf-8",
+        "APPLICATION/JSON",
+        "application/problem+json",
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "json",
+        "",
+    ]
+)
 methods = st.sampled_from(
     ["POST"] * 8 + ["GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "post"]
 )

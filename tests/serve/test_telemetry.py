@@ -126,6 +126,8 @@ def test_a_change_of_policy_reaches_a_running_server(
 SECRETS = {
     "customer_id": "person-4711@example.org",
     "outcome_id": "till-receipt-0815",
+    "event_id": "cookie-of-jane",
+    "item": "a-book-about-illness",
     "idempotency_key": "session-of-jane-doe",
     "weather": "i live in elm street",
     "placement": "in-front-of-jane",
@@ -149,7 +151,7 @@ def test_nothing_personal_and_no_secret_is_in_any_line_of_the_log(
     store = open_store(project)
     key, token = create_key(store, "ops", ["admin"])
     store.close()
-    secrets = {**SECRETS, "real token": token, "its secret": token.split("_")[2]}
+    secrets = {**SECRETS, "real token": token, "its secret": token.split("_", 2)[2]}
     client = serve(project, insecure=False)
     client.headers["X-API-Key"] = token
     who = secrets["customer_id"]
@@ -157,6 +159,8 @@ def test_nothing_personal_and_no_secret_is_in_any_line_of_the_log(
              "idempotency_key": secrets["idempotency_key"],
              "context": {"weather": secrets["weather"]}}  # fmt: skip
     report = {**REPORT, "customer_id": who, "outcome_id": secrets["outcome_id"]}
+    event = {"event_id": secrets["event_id"], "customer_id": who, "event_type": "visit",
+             "event_at": REPORT["occurred_at"], "item": secrets["item"]}  # fmt: skip
 
     def everything() -> set[int]:
         seen = set()
@@ -170,6 +174,8 @@ def test_nothing_personal_and_no_secret_is_in_any_line_of_the_log(
             ("/v1/decisions/batch", batch), ("/v1/outcomes", report),
             ("/v1/outcomes", {**report, "value": 2.0}), ("/v1/outcomes", [report, report]),
             ("/v1/outcomes", {**report, "offer_id": secrets["nonsense"]}),
+            ("/v1/events", event), ("/v1/events", {**event, "value": 2.0}),
+            ("/v1/events", {**event, "event_at": secrets["nonsense"]}),
             ("/v1/decisions", {secrets["nonsense"]: secrets["nonsense"]}),
             ("/v1/decisions", {**asked, "channel": secrets["nonsense"]}),
         ):  # fmt: skip

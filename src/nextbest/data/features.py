@@ -276,28 +276,22 @@ def follow(past: Past, source: str, features: Mapping[str, tuple[Live, str, str]
 
     Parameters
     ----------
-    source : ``events`` or ``contacts``, the source of the group: every row of it counts.
+    source : ``events``, ``contacts`` or ``responses``: every row of it counts.
     features : ``{name: (measure, meaning, unit)}``.
 
     Raises
     ------
-    ConfigError : the table's rows do not reach a server as they happen, or have no kinds.
+    ConfigError : the table's rows do not reach a server as they happen.
     """
     if source not in KIND_COLUMNS:
         raise ConfigError(
             "follow", f'rows of "{source}" do not reach a server as they happen',
             expected=" or ".join(KIND_COLUMNS),
         )  # fmt: skip
-    rows, kind = past.rows(source), KIND_COLUMNS[source]
-    if kind is None and any(live.kinds for live, _m, _u in features.values()):
-        raise ConfigError("follow", f'rows of "{source}" have no kinds', expected="no of, no until")
+    rows = past.rows(source)
+    kind = rows[KIND_COLUMNS[source]]
     spec = {
-        name: (
-            _measured(rows, None if kind is None else rows[kind], live),
-            meaning,
-            unit,
-            live.fill,
-        )
+        name: (_measured(rows, kind, live), meaning, unit, live.fill)
         for name, (live, meaning, unit) in features.items()
     }
     block = summarise(rows, "customer", spec)
@@ -305,12 +299,15 @@ def follow(past: Past, source: str, features: Mapping[str, tuple[Live, str, str]
     return Block(block.table, block.columns, lives, source)
 
 
-def _measured(rows: ir.Table, kind: ir.Value | None, live: Live) -> ir.Value:
+def _measured(rows: ir.Table, kind: ir.Value, live: Live) -> ir.Value:
     """The batch expression of a measure; `nextbest.data.live.updated` is the same in NumPy."""
 
     def youngest(of: str | None) -> ir.Value:
-        return rows.age_days.min(where=None if of is None or kind is None else kind == of)
+        return rows.age_days.min(where=None if of is None else kind == of)
 
+    if live.measure == "distinct":
+        where = None if live.days is None else rows.age_days <= live.days
+        return kind.nunique(where=where).cast("float64")
     if live.measure == "days_since":
         return youngest(live.of)
     if live.measure == "left_behind":
@@ -318,10 +315,10 @@ def _measured(rows: ir.Table, kind: ir.Value | None, live: Live) -> ir.Value:
         behind = (left <= live.days) & (ended.isnull() | (left < ended))
         return behind.fill_null(False).cast("float64")
     if live.days is None:
-        where = None if live.of is None or kind is None else kind == live.of
+        where = None if live.of is None else kind == live.of
         return rows.count(where=where).cast("float64")
     inside = rows.age_days <= live.days
-    if live.of is not None and kind is not None:
+    if live.of is not None:
         inside = (kind == live.of) & inside
     return inside.sum().cast("float64")
 

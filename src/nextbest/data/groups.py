@@ -421,53 +421,40 @@ def contacts(past: Past) -> Block:
 @feature_group("responses", requires=("contacts",))
 def responses(past: Past) -> Block:
     """Past responses to any offer, and their rate per contact."""
-    r = past.rows("responses")
-    each = r.group_by(*KEYS["customer"], "offer_id").aggregate(
-        n=_.count(), age_days=_.age_days.min()
-    )
-    responded = each.group_by(*KEYS["customer"]).aggregate(
-        responses_total=_.count().cast("float64"),
-        responses_91d=(_.age_days <= 91).sum().cast("float64"),
-        response_actions=_.n.sum().cast("float64"),
-        days_since_last_response=_.age_days.min(),
-    )
-    contacted = (
-        past.rows("contacts")
-        .group_by(*KEYS["customer"])
-        .aggregate(offers=_.offer_id.nunique().cast("float64"))
-    )
-    both = contacted.left_join(responded, list(KEYS["customer"]))
-    got = both.responses_total.fill_null(0.0)
-    return select(
-        both,
-        "customer",
+    answered = follow(
+        past,
+        "responses",
         {
-            "responses_total": (got, "offers responded to so far", "offers", 0.0),
+            "responses_total": (Live("distinct"), "offers responded to so far", "offers"),
             "responses_91d": (
-                both.responses_91d.fill_null(0.0),
+                Live("distinct", days=91),
                 "offers last responded to in the last 91 days",
                 "offers",
-                0.0,
             ),
             "response_actions": (
-                both.response_actions.fill_null(0.0),
+                Live("count"),
                 "single responses so far (several per offer count)",
                 "responses",
-                0.0,
-            ),
-            "response_rate": (
-                got / (both.offers + PRIOR_CONTACTS),
-                f"offers responded to over offers received + {PRIOR_CONTACTS:g}",
-                "share",
-                0.0,
             ),
             "days_since_last_response": (
-                both.days_since_last_response,
+                Live("days_since"),
                 "days since the last response",
                 "days",
-                None,
             ),
         },
+    )
+    keys = list(KEYS["customer"])
+    contacted = (
+        past.rows("contacts").group_by(*keys).aggregate(offers=_.offer_id.nunique().cast("float64"))
+    )
+    both = past.moments("customer").left_join(contacted, keys).left_join(answered.table, keys)
+    rate = both.responses_total.fill_null(0.0) / (both.offers + PRIOR_CONTACTS)
+    words = f"offers responded to over offers received + {PRIOR_CONTACTS:g}"
+    return Block(
+        both.select(*keys, *answered.columns, response_rate=rate),
+        {**answered.columns, "response_rate": (words, "share", 0.0)},
+        answered.live,
+        answered.source,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,15 @@ __all__ = ["KIND_COLUMNS", "Live", "RecentRows", "Window", "updated", "window"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-KIND_COLUMNS: Mapping[str, str | None] = {"events": "event_type", "contacts": None}
+KIND_COLUMNS: Mapping[str, str] = {
+    "events": "event_type",
+    "contacts": "offer_id",
+    "responses": "offer_id",
+}
 """Tables whose rows reach a server as they happen, and the column that holds their kind."""
 
 Array = NDArray[np.float64]
+Codes = NDArray[np.int32]
 Moments = NDArray[np.datetime64]
 _MICROSECONDS = 1e6
 _SECONDS_PER_DAY = 86_400.0
@@ -39,10 +44,10 @@ class Live:
 
     Parameters
     ----------
-    measure : ``count`` (how many rows), ``days_since`` (age of the last row in days; unknown
-        without any) or ``left_behind`` (1 where the last row of the kind is not followed by one of
-        the kind ``until``, else 0).
-    of : kind of the rows that count, such as an event type; None for every row.
+    measure : ``count`` (how many rows), ``distinct`` (how many kinds of rows), ``days_since`` (age
+        of the last row in days; unknown without any) or ``left_behind`` (1 where the last row of
+        the kind is not followed by one of the kind ``until``, else 0).
+    of : kind of the rows that count, an event type or the offer; None for every row.
     days : rows older than this do not count; None for no limit.
     until : the kind that ends a ``left_behind``.
 
@@ -51,19 +56,23 @@ class Live:
     ConfigError : the parts do not fit the measure.
     """
 
-    measure: Literal["count", "days_since", "left_behind"]
+    measure: Literal["count", "distinct", "days_since", "left_behind"]
     of: str | None = None
     days: float | None = None
     until: str | None = None
 
     def __post_init__(self) -> None:
-        left_behind = self.measure == "left_behind"
+        left_behind, distinct = self.measure == "left_behind", self.measure == "distinct"
         fault = None
-        if self.measure not in ("count", "days_since", "left_behind"):
-            fault = "one of count, days_since, left_behind"
+        if self.measure not in ("count", "distinct", "days_since", "left_behind"):
+            fault = "one of count, distinct, days_since, left_behind"
         elif left_behind != (self.until is not None) or (left_behind and self.of is None):
             fault = "of and until for left_behind, and no until for the others"
-        elif left_behind != (self.days is not None) and self.measure != "count":
+        elif distinct and self.of is not None:
+            fault = "no of for distinct, which tells all kinds apart"
+        elif (left_behind and self.days is None) or (
+            self.measure == "days_since" and self.days is not None
+        ):
             fault = "days for left_behind, none for days_since"
         elif self.days is not None and not self.days > 0:
             fault = "days above 0"
@@ -87,25 +96,34 @@ class Live:
 class Window:
     """What has to be kept of a table's rows, so that measures of it can be brought up to date.
 
-    ``days`` is how far back they look; ``kinds`` are those they tell apart, in order of their
-    codes. A row of another kind has the code -1.
+    ``days`` is how far back they look, None without an end; ``kinds`` are those they tell apart, in
+    order of their codes. A row of another kind has the code -1; where every kind counts
+    (``is_open``) it has a code of its own.
     """
 
-    days: float
+    days: float | None
     kinds: tuple[str, ...]
+    is_open: bool = False
 
-    def codes(self, kinds: Sequence[str | None]) -> NDArray[np.int16]:
+    def codes(self, kinds: Sequence[str]) -> Codes:
         """Return the (r,) codes of some rows' kinds."""
         code = {kind: i for i, kind in enumerate(self.kinds)}
-        return np.array([code.get(kind or "", -1) for kind in kinds], dtype=np.int16)
+        if self.is_open:
+            return np.array([code.setdefault(kind, len(code)) for kind in kinds], dtype=np.int32)
+        return np.array([code.get(kind, -1) for kind in kinds], dtype=np.int32)
+
+    def holding(self, kinds: Sequence[str]) -> Window:
+        """Return the window with codes for all the kinds of some rows, if every kind counts."""
+        return replace(self, kinds=tuple(sorted({*self.kinds, *kinds}))) if self.is_open else self
 
 
 def window(lives: Sequence[Live]) -> Window:
     """Return what several measures of one table need."""
-    return Window(
-        max((live.days for live in lives if live.days is not None), default=0.0),
-        tuple(sorted({kind for live in lives for kind in live.kinds})),
-    )
+    distinct = [live for live in lives if live.measure == "distinct"]
+    endless = any(live.days is None for live in distinct)
+    days = max((live.days for live in lives if live.days is not None), default=0.0)
+    kinds = {kind for live in lives for kind in live.kinds}
+    return Window(None if endless else days, tuple(sorted(kinds)), bool(distinct))
 
 
 @dataclass(frozen=True)
@@ -122,14 +140,16 @@ class RecentRows:
     window: Window
     starts: NDArray[np.int64]
     at: Moments
-    kind: NDArray[np.int16]
+    kind: Codes
 
     @classmethod
     def of(cls, found: Any, kept: Window, row_of: Mapping[str, int]) -> RecentRows:
         """Take up a table of `nextbest.data.recent.before`; ``row_of`` gives customers' rows."""
         customer = np.array([row_of[one] for one in found["customer_id"]], dtype=np.int64)
         at = np.asarray(found["at"], dtype="datetime64[us]")
-        kind = kept.codes([k if isinstance(k, str) else None for k in found["kind"]])
+        kinds = [str(kind) for kind in found["kind"]]
+        kept = kept.holding(kinds)
+        kind = kept.codes(kinds)
         order = np.lexsort((kind, at, customer))  # the same rows give the same bytes
         counts = np.bincount(customer, minlength=len(row_of))
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -137,7 +157,7 @@ class RecentRows:
 
     def take(
         self, rows: Sequence[int] | NDArray[np.intp]
-    ) -> tuple[NDArray[np.intp], Moments, NDArray[np.int16]]:
+    ) -> tuple[NDArray[np.intp], Moments, Codes]:
         """Return some customers' rows: position of the customer in ``rows``, time and code."""
         begin, end = self.starts[np.asarray(rows)], self.starts[np.asarray(rows) + 1]
         each = [np.arange(b, e) for b, e in zip(begin.tolist(), end.tolist(), strict=True)]
@@ -153,8 +173,7 @@ class RecentRows:
             with file.open("wb") as handle:
                 np.save(handle, np.ascontiguousarray(getattr(self, name)), allow_pickle=False)
             digests[name] = _sha256(file)
-        kept = {"days": self.window.days, "kinds": list(self.window.kinds)}
-        manifest = {"format": FORMAT, **kept, "sha256": digests}
+        manifest = {"format": FORMAT, "window": asdict(self.window), "sha256": digests}
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         return _sha256(directory / MANIFEST)
 
@@ -177,8 +196,10 @@ class RecentRows:
                     expected=f"format {FORMAT} with the manifest's SHA-256",
                     action="Run `nextbest refresh` to build it again.",
                 )
-            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-        return cls(Window(manifest["days"], tuple(manifest["kinds"])), **arrays)
+            # A view: looking at a few rows of a memory map itself takes several times longer.
+            arrays[name] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        kept = manifest["window"]
+        return cls(Window(**{**kept, "kinds": tuple(kept["kinds"])}), **arrays)
 
 
 _ARRAYS = ("starts", "at", "kind")
@@ -193,7 +214,7 @@ def updated(
     before: Array,
     recent: RecentRows,
     rows: NDArray[np.intp],
-    since: tuple[NDArray[np.intp], Moments, NDArray[np.int16]],
+    since: tuple[NDArray[np.intp], Moments, Codes],
     as_of: datetime,
     now: datetime,
 ) -> Array:
@@ -228,6 +249,9 @@ def updated(
         if live.measure == "days_since":
             last = np.fmin(_aged(before[:, j], as_of, moment), youngest(mine & is_new))
             values[:, j] = np.where(np.isinf(last), np.nan, last)
+        elif live.measure == "distinct":
+            seen = np.unique(np.stack([customer, kind])[:, ages <= days], axis=1)
+            values[:, j] = np.bincount(seen[0], minlength=len(before))
         elif live.measure == "left_behind":
             left, ended = youngest(mine), youngest(_of(kind, code, live.until))
             values[:, j] = (left <= days) & (left < ended)
@@ -238,7 +262,7 @@ def updated(
     return values
 
 
-def _of(kind: NDArray[np.int16], code: Mapping[str, int], of: str | None) -> NDArray[np.bool_]:
+def _of(kind: Codes, code: Mapping[str, int], of: str | None) -> NDArray[np.bool_]:
     return np.full(len(kind), True) if of is None else kind == code[of]
 
 

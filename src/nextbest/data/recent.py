@@ -49,12 +49,13 @@ def before(history: History, table: str, kept: Window, as_of: datetime) -> pd.Da
     """
     t = history.tables[table]
     at, kind = t[str(TABLES[table].event_time)], KIND_COLUMNS[table]
-    # Ages are floats of seconds; a second more than the window keeps a rounded one inside.
-    since = as_of - timedelta(days=kept.days, seconds=1)
-    rows = t.filter((at >= since) & (at < as_of) & (t.known_at.isnull() | (t.known_at < as_of)))
+    rows = t.filter((at < as_of) & (t.known_at.isnull() | (t.known_at < as_of)))
+    if kept.days is not None:
+        # Ages are floats of seconds; a second more than the window keeps a rounded one inside.
+        rows = rows.filter(at >= as_of - timedelta(days=kept.days, seconds=1))
     found: pd.DataFrame = rows.select(
         customer_id=rows.customer_id,
         at=rows[str(TABLES[table].event_time)],
-        kind=ibis.null("string") if kind is None else rows[kind],
+        kind=rows[kind],
     ).to_pandas()
     return found

@@ -188,7 +188,7 @@ def bind(
         Fault(f"{policy.where}: [context]", f'"{name}" is also a column', "a name of its own")
         for name in columns.keys() & policy.context_columns.keys()
     ]
-    known = {**columns, **policy.context_columns}
+    known = policy.tables.sensitive.keep_back({**columns, **policy.context_columns})
     bound = None
     try:
         bound = catalogue.bind(known)

@@ -42,11 +42,15 @@ _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Column:
-    """A column that rules may name: its type, where it comes from, and its value if constant."""
+    """A column that rules may name: its type, where it comes from, and its value if constant.
+
+    No rule may read one that is ``forbidden``: a sensitive attribute that the policy keeps back.
+    """
 
     type: ColumnType
     source: Source = "customer"
     value: float | str | bool | None = None
+    forbidden: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ numbers as null.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -16,18 +17,29 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import contact
-from nextbest.decide.binding import bind
+from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.engine import Decisions, Ration, decide
 from nextbest.decide.explore import LossStatistics, OfferCounts
-from nextbest.decide.frame import Audience, Situation, stamp, utc
-from nextbest.decide.offers import Catalogue
+from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy
 from nextbest.decide.rules import Column, ColumnType
 
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
-__all__ = ["audience_of", "inputs_of", "profile_of", "redecide", "situation_of"]
+__all__ = [
+    "alike",
+    "audience_of",
+    "audience_of_all",
+    "columns_of",
+    "economics_of_all",
+    "inputs_of",
+    "profile_of",
+    "redecide",
+    "redecide_all",
+    "situation_of",
+]
 
 _PARTS = ("columns", "pair_columns", "offer_columns")
 
@@ -166,34 +178,86 @@ def audience_of(inputs: Mapping[str, Any]) -> Audience:
     ----------
     inputs: as `inputs_of` gives them, also after a journey through JSON.
     """
-    profile = inputs["profile"]
-    types, offer_ids = profile["types"], inputs["offer_ids"]
-    columns, pairs, offers = (
-        {name: _read(values, types[name]) for name, values in profile[part].items()}
-        for part in _PARTS
-    )
-    events = inputs["contacts"]
-    past = contact.ContactHistory.build(
-        [inputs["customer_id"]],
-        offer_ids,
-        customer_id=[inputs["customer_id"]] * len(events),
-        offer_id=[event["offer_id"] for event in events],
-        channel=[event["channel"] for event in events],
-        time=np.array([event["at"] for event in events], dtype="datetime64[us]"),
-        kind=[event["kind"] for event in events],
-    )
+    return audience_of_all([inputs])
+
+
+def audience_of_all(many: Sequence[Mapping[str, Any]]) -> Audience:
+    """Return the customers of decisions that are `alike`, one row for each decision."""
+    profiles = [inputs["profile"] for inputs in many]
+    first, types = profiles[0], profiles[0]["types"]
+
+    def stacked(part: str) -> dict[str, npt.NDArray[Any]]:
+        return {
+            name: _read([profile[part][name] for profile in profiles], types[name])
+            for name in first[part]
+        }
+
     return Audience(
-        customer_ids=[inputs["customer_id"]],
-        known=np.array([profile["known"]]),
-        columns={name: value[None] for name, value in columns.items()},
-        pair_columns={name: values[None] for name, values in pairs.items()},
-        propensity=_read(profile["propensity"], "number")[None],
-        offer_columns=offers,
-        contacts=past,
-        as_of=None if profile["as_of"] is None else datetime.fromisoformat(profile["as_of"]),
-        versions=profile["versions"],
-        live={inputs["customer_id"]: profile["live"]} if "live" in profile else {},
+        customer_ids=[inputs["customer_id"] for inputs in many],
+        known=np.array([profile["known"] for profile in profiles]),
+        columns=stacked("columns"),
+        pair_columns=stacked("pair_columns"),
+        propensity=_read([profile["propensity"] for profile in profiles], "number"),
+        offer_columns={n: _read(v, types[n]) for n, v in first["offer_columns"].items()},
+        contacts=_past_of_all(many),
+        as_of=None if first["as_of"] is None else datetime.fromisoformat(first["as_of"]),
+        versions=first["versions"],
+        live={
+            one["customer_id"]: one["profile"]["live"] for one in many if "live" in one["profile"]
+        },
     )
+
+
+def _past_of_all(many: Sequence[Mapping[str, Any]]) -> contact.ContactHistory:
+    # A customer may be there twice, each time with the past of that decision.
+    rows = [str(row) for row in range(len(many))]
+    told = [(row, event) for row, inputs in zip(rows, many, strict=True)
+            for event in inputs["contacts"]]  # fmt: skip
+    return contact.ContactHistory.build(
+        rows,
+        many[0]["offer_ids"],
+        customer_id=[row for row, _ in told],
+        offer_id=[event["offer_id"] for _, event in told],
+        channel=[event["channel"] for _, event in told],
+        time=np.array([event["at"] for _, event in told], dtype="datetime64[us]"),
+        kind=[event["kind"] for _, event in told],
+    )
+
+
+def alike(inputs: Mapping[str, Any], *, moment: bool = True) -> str:
+    """Return a key that decisions share which can be made again in one go.
+
+    Parameters
+    ----------
+    moment: whether those made at different moments differ.
+    """
+    profile, at = inputs["profile"], inputs["situation"]
+    if not moment:
+        at = {name: value for name, value in at.items() if name != "decided_at"}
+    parts = [
+        at,
+        inputs["catalogue_hash"],
+        inputs["offer_ids"],
+        inputs["offer_counts"],
+        inputs["stopped"],
+        inputs["prices"],
+        inputs["ration"] is None,
+        profile["types"],
+        profile["offer_columns"],
+        profile["as_of"],
+        *(list(profile[part]) for part in _PARTS),
+    ]
+    return json.dumps(parts, sort_keys=True)
+
+
+def columns_of(inputs: Mapping[str, Any]) -> dict[str, Column]:
+    """Return the columns that a decision's inputs hold, for `binding.bind`."""
+    profile, sources = inputs["profile"], ("customer", "pair", "offer")
+    return {
+        name: Column(profile["types"][name], source)  # type: ignore[arg-type]
+        for part, source in zip(_PARTS, sources, strict=True)
+        for name in profile[part]
+    }
 
 
 def situation_of(inputs: Mapping[str, Any]) -> Situation:
@@ -214,24 +278,49 @@ def redecide(inputs: Mapping[str, Any], catalogue: Catalogue, policy: Policy) ->
     ------
     ConfigError: catalogue or policy name columns that the inputs do not hold.
     """
-    profile, sources = inputs["profile"], ("customer", "pair", "offer")
-    columns = {
-        name: Column(profile["types"][name], source)  # type: ignore[arg-type]
-        for part, source in zip(_PARTS, sources, strict=True)
-        for name in profile[part]
-    }
-    bound, bound_policy = bind(catalogue, policy, columns)
+    return redecide_all([inputs], *bind(catalogue, policy, columns_of(inputs)))
+
+
+def redecide_all(
+    many: Sequence[Mapping[str, Any]], catalogue: BoundCatalogue, policy: BoundPolicy
+) -> Decisions:
+    """Make decisions that are `alike` again in one go, also by another policy than was in use.
+
+    Parameters
+    ----------
+    many: inputs of one or more decisions.
+    catalogue, policy: bound to the inputs' columns (`columns_of`).
+    """
+    first = many[0]
     return decide(
-        audience_of(inputs),
-        bound,
-        bound_policy,
-        situation_of(inputs),
-        [inputs["decision_id"]],
-        offer_counts={name: OfferCounts(**c) for name, c in inputs["offer_counts"].items()},
-        stopped={name: LossStatistics(**s) for name, s in inputs["stopped"].items()},
-        prices=_prices_read(inputs["prices"]),
-        ration=_ration_read(inputs["ration"], inputs["offer_ids"]),
+        audience_of_all(many),
+        catalogue,
+        policy,
+        situation_of(first),
+        [inputs["decision_id"] for inputs in many],
+        offer_counts={name: OfferCounts(**c) for name, c in first["offer_counts"].items()},
+        stopped={name: LossStatistics(**s) for name, s in first["stopped"].items()},
+        prices=_prices_read(first["prices"]),
+        ration=_ration_read(many),
     )
+
+
+def economics_of_all(
+    many: Sequence[Mapping[str, Any]], catalogue: BoundCatalogue, policy: BoundPolicy
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return what each offer earned and cost the shop in decisions that are `alike`, (n, m) each.
+
+    ``margin`` and ``incentive_cost`` (the shop's part) are per response, ``contact_cost`` is per
+    contact, ``baseline_rate`` the probability of the response without a contact.
+    """
+    audience = audience_of_all(many)
+    get = Frame(audience, catalogue, policy, situation_of(many[0])).lookup
+    amounts = {
+        name: np.broadcast_to(amount.evaluate(get), audience.propensity.shape)
+        for name, amount in catalogue.amounts.items()
+    }
+    share = amounts.pop("incentive_shop_share")
+    return {**amounts, "incentive_cost": share * amounts["incentive_cost"]}
 
 
 def _prices_read(stored: Mapping[str, Any] | None) -> Prices | None:
@@ -243,11 +332,11 @@ def _prices_read(stored: Mapping[str, Any] | None) -> Prices | None:
     return Prices.from_dict(stored)
 
 
-def _ration_read(stored: Mapping[str, Any] | None, offer_ids: Sequence[str]) -> Ration | None:
-    if stored is None:
+def _ration_read(many: Sequence[Mapping[str, Any]]) -> Ration | None:
+    if many[0]["ration"] is None:
         return None
-    left = np.array([[name in stored["open"] for name in offer_ids]])
-    return Ration(left, np.array([stored["settled"]]))
+    left = [[name in one["ration"]["open"] for name in one["offer_ids"]] for one in many]
+    return Ration(np.array(left), np.array([one["ration"]["settled"] for one in many]))
 
 
 def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:

@@ -30,6 +30,7 @@ from nextbest.decide.rules import (
     rule_faults,
     text_faults,
 )
+from nextbest.decide.sensitive import Sensitive
 from nextbest.decide.tomlfile import (
     Table,
     check_table,
@@ -47,6 +48,7 @@ __all__ = [
     "Budgets",
     "ContextWeight",
     "Exploration",
+    "Gates",
     "Holdout",
     "Lever",
     "Policy",
@@ -295,6 +297,21 @@ class Budgets(Table):
     prices_valid_days: Days = 7
 
 
+class Gates(Table):
+    """What a policy must show before it goes live.
+
+    ``max_loss_per_1000_decisions`` is in the shop's currency: on the log of the policy before it,
+    the interval of what it earns more may nowhere be under minus so much; without it nothing has to
+    be shown.
+    """
+
+    max_loss_per_1000_decisions: float | None = Field(default=None, ge=0, le=1e12)
+
+    def must_pass(self) -> bool:
+        """Whether a policy has to pass an evaluation on the log before it goes live."""
+        return self.max_loss_per_1000_decisions is not None
+
+
 class PolicyTables(Table):
     """The whole file."""
 
@@ -315,6 +332,8 @@ class PolicyTables(Table):
     arms: Arms = Arms()
     exploration: Exploration = Exploration()
     budgets: Budgets = Budgets()
+    sensitive: Sensitive = Sensitive()
+    gates: Gates = Gates()
 
     def limits(self) -> tuple[Limit, ...]:
         """Caps, cool-offs and exclusions as the limits that the engine counts, in file order."""
@@ -496,7 +515,7 @@ def _sense_faults(tables: PolicyTables, where: str) -> list[Fault]:
     for name in tables.context.keys() & SITUATION_COLUMNS.keys():
         what = f'"{name}" is always there'
         faults.append(Fault(f"{where}: [context]", what, "left out"))
-    return [*faults, *_salt_faults(tables, where)]
+    return [*faults, *tables.sensitive.faults(where), *_salt_faults(tables, where)]
 
 
 def _salt_faults(tables: PolicyTables, where: str) -> list[Fault]:

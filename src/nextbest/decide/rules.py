@@ -189,6 +189,9 @@ def _compile(
         unknown = dict.fromkeys(n for names in used for n in names if n not in columns)
         if unknown:
             raise RuleError(faults=[_unknown(n, columns, where, name) for n in unknown])
+        forbidden = dict.fromkeys(n for names in used for n in names if columns[n].forbidden)
+        if forbidden:
+            raise RuleError(faults=[_forbidden(n, where, name) for n in forbidden])
         clauses = tuple(
             Clause(part.text, compiler.term(part.tree), names)
             for part, names in zip(parsed, used, strict=True)
@@ -209,6 +212,12 @@ def _unknown(column: str, columns: Mapping[str, Column], where: str, name: str) 
     hint = did_you_mean(column, columns)
     problem = f'{name} names column "{column}"'
     return Fault(where, problem, "a known column", "none of that name", hint)
+
+
+def _forbidden(column: str, where: str, name: str) -> Fault:
+    problem = f'{name} reads the sensitive attribute "{column}"'
+    action = "Leave it out, or name it under allow_in_rules of the policy's [sensitive]."
+    return Fault(where, problem, "a rule about something else", action=action)
 
 
 def compile_rule(text: str, columns: Mapping[str, Column], *, where: str, name: str) -> Rule:

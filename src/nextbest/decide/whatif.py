@@ -14,11 +14,11 @@ from nextbest.decide.engine import Decisions
 from nextbest.decide.trace import funnel
 from nextbest.errors import DataError
 
-__all__ = ["Segments", "Side", "compare"]
+__all__ = ["UNKNOWN", "Segments", "Side", "compare"]
 
 Texts = npt.NDArray[np.object_]
 _TIERS = 10
-_UNKNOWN = "unknown"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Segments:
     def label(self, values: npt.NDArray[Any]) -> Texts:
         """Return the segment of each customer."""
         if self.edges is not None:
-            names = np.array([*self.labels, _UNKNOWN], dtype=object)
+            names = np.array([*self.labels, UNKNOWN], dtype=object)
             place = np.searchsorted(self.edges, values, side="left")
             return np.asarray(names[np.where(np.isfinite(values), place, -1)])
         return np.array([_named(value) for value in values.tolist()], dtype=object)
@@ -70,7 +70,7 @@ class Segments:
 
 def _named(value: Any) -> str:
     if value is None or value != value:
-        return _UNKNOWN
+        return UNKNOWN
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -14,9 +14,9 @@ __all__ = ["save", "whole"]
 _ALLOWED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def whole(title: str, *body: Any) -> str:
-    """Return a whole page as text: the shared style, and these elements."""
-    style = resources.files(__package__).joinpath("compare.css").read_text(encoding="utf-8")
+def whole(title: str, *body: Any, style: str = "") -> str:
+    """Return a whole page as text: the shared style, further rules after it, these elements."""
+    shared = resources.files(__package__).joinpath("compare.css").read_text(encoding="utf-8")
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -24,7 +24,7 @@ def whole(title: str, *body: Any) -> str:
         el("meta", http_equiv="Content-Security-Policy", content=_ALLOWED),
         el("title", f"{title} – nextbest"),
         el("link", rel="icon", href="data:,"),
-        el("style", Markup("\n" + style)),
+        el("style", Markup("\n" + shared + style)),
     )
     return "<!DOCTYPE html>\n" + el("html", head, el("body", *body), lang="en") + "\n"
 

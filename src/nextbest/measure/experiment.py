@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from types import MappingProxyType
 from typing import Any, Final
 
 from nextbest.errors import DataError, Fault, UsageError, did_you_mean
@@ -118,13 +119,20 @@ class Reading:
 
 
 def read(
-    cells: Iterable[Cell], outcomes: Sequence[Outcome], design: Design, by: Sequence[str] = ()
+    cells: Iterable[Cell],
+    outcomes: Sequence[Outcome],
+    design: Design,
+    by: Sequence[str] = (),
+    *,
+    only: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Reading:
     """Return every arm's difference to the arm in question, with what may be concluded.
 
     Parameters
     ----------
     cells, outcomes, by : what `collect` returned, and what it was asked for.
+    only : for some of ``by``, the arms whose customers its segments divide alike; no other arm is
+        compared there.
 
     Raises
     ------
@@ -153,7 +161,7 @@ def read(
             family = [
                 pair
                 for at in dimensions
-                for pair in _pairs(cells, outcome, design, list(counts), by, at)
+                for pair in _pairs(cells, outcome, design, _arms(counts, only, by, at), by, at)
             ]
             found += _judge(family, design, balance, sum(counts.values()))
     return Reading(design, balance, tuple(overall), tuple(segments), left_out)
@@ -165,6 +173,13 @@ def _customers_by_arm(cells: Sequence[Cell]) -> dict[str, int]:
         found[cell.arm] = found.get(cell.arm, 0) + cell.n
     order = {arm: i for i, arm in enumerate(ABLATIONS)}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], -1), item[0])))
+
+
+def _arms(
+    counts: Mapping[str, int], only: Mapping[str, Sequence[str]], by: Sequence[str], at: int | None
+) -> list[str]:
+    allowed = counts if at is None else only.get(by[at], counts)
+    return [arm for arm in counts if arm in allowed]
 
 
 _Pair = tuple[Question, Sums | None, Sums | None]
@@ -183,7 +198,10 @@ def _pairs(
     kind: Kind = "ratio" if outcome.per else "before" if outcome.before else "plain"
     dimension = "" if at is None else by[at]
     centre = design.control or design.arm
-    for segment in sorted({segment for segment, _ in total}):
+    if centre not in arms:
+        return
+    named = {segment for segment, arm in total if arm in arms}
+    for segment in sorted(named):
         for other in (a for a in arms if a != centre):
             arm, against = (other, centre) if design.control else (centre, other)
             question = Question(outcome.label, arm, against, kind, dimension, segment)

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from nextbest.measure.sums import Mean
 
-__all__ = ["Interval", "newcombe", "newcombe_p", "relative", "welch", "welch_p"]
+__all__ = ["Interval", "newcombe", "newcombe_p", "relative", "welch", "welch_p", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def _wilson(successes: float, n: int, z: float) -> tuple[float, float]:
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def wilson(successes: float, n: int, alpha: float) -> Interval:
+    """Return a share with its score interval (Wilson 1927)."""
+    low, high = _wilson(successes, n, float(-ndtri(alpha / 2)))
+    return Interval(successes / n, max(low, 0.0), min(high, 1.0))
 
 
 def _newcombe(k1: float, n1: int, k0: float, n0: int, z: float) -> Interval:

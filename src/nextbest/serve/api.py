@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -22,9 +23,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nextbest import __version__
+from nextbest.errors import StoreError
 from nextbest.serve import events as happened
 from nextbest.serve import outcomes as reported
-from nextbest.serve import person
+from nextbest.serve import person, tracing
 from nextbest.serve.access import Access, LoopbackOnly
 from nextbest.serve.admission import Admission, Room, check_time
 from nextbest.serve.auth import Caller
@@ -64,6 +66,9 @@ from nextbest.serve.telemetry import METRICS_MEDIA_TYPE, Metrics, configure_logg
 __all__ = ["create_app"]
 
 RELOAD_SECONDS = 2.0
+MEASURE_SECONDS = 10.0
+# Reads the contact log of three months.
+COMPARE_SECONDS = 300.0
 
 Body = Annotated[bytes, Depends(body)]
 _BODY_CODES = ("malformed-json", "body-too-large", "unsupported-media-type", "invalid-request")
@@ -100,21 +105,27 @@ def create_app(
     metrics, room = Metrics(), Room(options_of())
     runtime = Runtime(project_dir, metrics, clock, queued=room.options.queued)
     door = Access(runtime.store, insecure=insecure, workers=workers)
+    sweeps = person.Sweeps()
     decider = Decider(runtime, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         configure_logging()
+        tracing.configure()
         await run_in_threadpool(runtime.open)
-        watch = asyncio.create_task(_watch(runtime, door))
+        watch = asyncio.create_task(_watch(runtime, door, sweeps))
         yield
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
         await run_in_threadpool(door.write_use, all_of_it=True)
+        with suppress(StoreError):
+            await run_in_threadpool(sweeps.run, runtime.store(), all_of_it=True)
         await run_in_threadpool(runtime.close)
+        await run_in_threadpool(tracing.stop)
 
     app = _Service(title="nextbest", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.runtime = runtime
     add_error_handlers(app)
     access = _Scoped(door)
     _decision_routes(app, runtime, decider, access)
@@ -130,7 +141,7 @@ def create_app(
     _outcome_routes(app, runtime, metrics, access)
     _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)
-    _person_routes(app, runtime, decider, access)
+    _person_routes(app, runtime, decider, sweeps, access)
     _operator_routes(app, runtime, metrics, access)
     install(app)
     return app
@@ -149,15 +160,31 @@ class _Service(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-async def _watch(runtime: Runtime, door: Access) -> None:
+async def _watch(runtime: Runtime, door: Access, sweeps: person.Sweeps) -> None:
+    """Do now and then what nobody asks for: take up new files, measure, hold models to account."""
+
+    def sweep() -> None:
+        sweeps.run(runtime.store())
+
+    every: dict[Callable[[], None], float] = {
+        runtime.reload: RELOAD_SECONDS,
+        door.write_use: RELOAD_SECONDS,
+        sweep: RELOAD_SECONDS,
+        runtime.measure: MEASURE_SECONDS,
+        runtime.compare: COMPARE_SECONDS,
+    }
+    due = dict.fromkeys(every, 0.0)
     while True:
         await asyncio.sleep(RELOAD_SECONDS)
-        try:
-            await run_in_threadpool(runtime.reload)
-            await run_in_threadpool(door.write_use)
-        except Exception:
-            # Whatever is wrong with the new files, the state in use is as good as before.
-            log("reload failed", level=logging.ERROR, exc_info=True)
+        for job, seconds in every.items():
+            if time.monotonic() < due[job]:
+                continue
+            due[job] = time.monotonic() + seconds
+            try:
+                await run_in_threadpool(job)
+            except Exception:
+                # Whatever is wrong, the state in use is as good as before.
+                log("watch failed", level=logging.ERROR, exc_info=True, job=job.__name__)
 
 
 class _Scoped:
@@ -426,7 +453,9 @@ def _no_customer(customer_id: str) -> Problem:
     return Problem("unknown-customer", f'There is no profile of customer "{customer_id}".')
 
 
-def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Scoped) -> None:
+def _person_routes(
+    app: FastAPI, runtime: Runtime, decider: Decider, sweeps: person.Sweeps, access: _Scoped
+) -> None:
     @app.delete(
         "/v1/customers/{customer_id}",
         tags=["people"],
@@ -446,6 +475,7 @@ def _person_routes(app: FastAPI, runtime: Runtime, decider: Decider, access: _Sc
         with decider.one_at_a_time([customer_id]):
             done = person.erase(runtime.store(), customer_id, _actor(request))
             runtime.heed_erasures()
+        sweeps.plan(customer_id, _actor(request))
         return _json(done)
 
     @app.get(

@@ -19,7 +19,7 @@ from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.trace import plain
 from nextbest.learn.scorer import FoldedOffers
 from nextbest.serve.bundle import Bundle
-from nextbest.serve.live import News, Overlay
+from nextbest.serve.live import Heard, News, Overlay
 from nextbest.serve.records import Contacts, Erased, Events, Outcomes
 from nextbest.serve.store import Store
 
@@ -101,6 +101,32 @@ class Past:
             _both(own, _some(others, more)),
             self.events,
         )
+
+    def heard(self) -> Heard:
+        """Return what happened as rows of the data's tables.
+
+        A response is an outcome that says yes to an offer that we had made: one to anything else
+        the data contract would set aside.
+        """
+        contacts, outcomes, events = self.contacts, self.outcomes, self.events
+        first: dict[tuple[str, str | None], datetime] = {}
+        made = zip(contacts.customer_ids, contacts.offer_ids, contacts.at, strict=True)
+        for customer_id, offer_id, at in made:
+            first[customer_id, offer_id] = min(at, first.get((customer_id, offer_id), at))
+        said = zip(
+            outcomes.customer_ids, outcomes.at, outcomes.offer_ids, outcomes.types, strict=True
+        )
+        answers = [
+            (customer_id, at, str(offer_id))
+            for customer_id, at, offer_id, name in said
+            if name in ANSWERS and first.get((customer_id, offer_id), datetime.max) <= at
+        ]
+        who, when, what = zip(*answers, strict=True) if answers else ((), (), ())
+        return {
+            "events": (events.customer_ids, events.at, events.types),
+            "contacts": (contacts.customer_ids, contacts.at, contacts.offer_ids),
+            "responses": (who, when, what),
+        }
 
     def history(self, customer_ids: Sequence[str], offer_ids: Sequence[str]) -> ContactHistory:
         """As the contact policy reads it: outcomes that say neither yes nor no are left out."""
@@ -252,10 +278,10 @@ class Shaper:
 
         ``past`` is what the store knows, without what the warehouse tells: the profiles hold that.
         """
-        if not (past.contacts.at or past.events.at):
+        happened = (*past.contacts.at, *past.outcomes.at, *past.events.at)
+        if not (happened and self.overlay.concerns(happened, now)):
             return None
-        rows = self.rows(customer_ids)
-        return self.overlay.news(rows, customer_ids, past.contacts, past.events, now)
+        return self.overlay.news(self.rows(customer_ids), customer_ids, past.heard(), now)
 
     def audience(
         self, customer_ids: Sequence[str], contacts: ContactHistory, news: News | None = None
@@ -308,6 +334,12 @@ class Shaper:
             for j, name in enumerate(self.bundle.profiles.columns)
         }
         return profile, live.get(customer_id)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one customer column of every profile, as rules read it; the erased have none."""
+        at = self.bundle.profiles.columns.index(name)
+        rows = self.rows(self.bundle.profiles.ids())
+        return self._decoded(name, _gather(self.bundle.profiles.matrix[:, at : at + 1], rows)[:, 0])
 
     def _current(
         self, customer_ids: Sequence[str], rows: Rows, news: News | None

@@ -30,6 +30,7 @@ from nextbest.decide.offertable import OfferTable
 from nextbest.errors import ArtifactError, StoreError
 from nextbest.learn import artifact
 from nextbest.learn.scorer import LoadedModel, OfferScorer
+from nextbest.serve.lastgood import recall
 from nextbest.serve.warehouse import PastContacts
 
 __all__ = [
@@ -372,6 +373,9 @@ def _remove_old(serving_dir: Path, keep: str) -> None:
         key=lambda entry: entry.stat().st_mtime,
         reverse=True,
     )
+    # A server that starts while the newest is refused goes on with what was last in use.
+    used = recall(serving_dir)
+    folders = [entry for entry in folders if used is None or entry.name != used.bundle]
     # A draft belongs to a refresh that runs now, unless that was killed long ago.
     drafts = [entry for entry in folders if entry.name.startswith(".")]
     bundles = [entry for entry in folders if entry not in drafts]

@@ -7,10 +7,10 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import msgspec
 from nextbest.decide.engine import Decisions, Ration, decide
 from nextbest.decide.frame import Contexts, Situation, utc
 from nextbest.errors import StoreError, did_you_mean
+from nextbest.serve import tracing
 from nextbest.serve.admission import check_time, deadline, is_late, too_late
 from nextbest.serve.audience import Past, past_of
 from nextbest.serve.learnt import Learnt, learnt_of
@@ -158,6 +159,7 @@ class Asked:
     key : its idempotency key.
     request, request_hash : what is kept of the question.
     until : its deadline (`nextbest.serve.admission`).
+    trace : the caller's, as the question came; None where nobody traces.
     """
 
     question: Question
@@ -166,6 +168,11 @@ class Asked:
     request: Mapping[str, Any]
     request_hash: str
     until: float | None = None
+    trace: Any = field(default_factory=tracing.here, compare=False)
+
+
+def _traces(asked: Iterable[Asked]) -> Iterable[Any]:
+    return (one.trace for one in asked)
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,7 @@ class Decider:
         # Only now look at the clock: no contact that another process made may lie in the future.
         situation = situation_of(state, question, state.moment(self._runtime.clock))
         made = self._make(state, store, asked, situation, past)
-        with self._metrics.stage("store"):
+        with self._metrics.stage("store", _traces(asked)):
             kept = store.record_decisions(made.records, made.seen, deadline())
         if any(_is_other(one, record) for one, record in zip(kept, made.records, strict=True)):
             return self._repeated(question, asked, kept)  # another server was first
@@ -338,7 +345,7 @@ class Decider:
         done: Future[list[StoredDecision]],
     ) -> list[tuple[Waiting[Asked], Any]] | None:
         """Return the answers of a group whose transaction has ended; None to decide again."""
-        self._metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
+        self._metrics.staged("store", started, _traces(waiting.asked for waiting in group))
         error = done.exception()
         if isinstance(error, HistoryChangedError):
             return None
@@ -374,7 +381,7 @@ class Decider:
         customer_ids = [one.customer_id for one in asked]
         first = asked[0].question.context
         alike = all(one.question.context == first for one in asked)
-        with self._metrics.stage("decide"):
+        with self._metrics.stage("decide", _traces(asked)):
             learnt = self._learnt(state, store, situation.decided_at)
             decisions = decide_for(
                 state,
@@ -387,7 +394,7 @@ class Decider:
                 prices=state.prices_for(situation),
                 contexts=None if alike else [one.question.context for one in asked],
             )
-        with self._metrics.stage("explain"):
+        with self._metrics.stage("explain", _traces(asked)):
             records = [
                 record_of(state, decisions, row, one.request, one.request_hash, one.key)
                 for row, one in enumerate(asked)

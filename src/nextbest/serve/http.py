@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nextbest.errors import StoreError
+from nextbest.serve import tracing
 from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.store import TooLateError, TooManyError
 from nextbest.serve.telemetry import Metrics, log
@@ -152,7 +153,10 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            with tracing.request(scope["headers"]) as span:
+                await self._app(scope, receive, watch)
+                if span is not None:
+                    self._trace(span, scope, state, status)
         except Exception:
             error_id = uuid4().hex
             log("internal error", level=logging.ERROR, exc_info=True, error_id=error_id)
@@ -162,6 +166,14 @@ class Observed:
             await problem_response(problem, scope)(scope, receive, watch)
         finally:
             self._count(scope, state, status, time.perf_counter() - start)
+
+    def _trace(self, span: Any, scope: Scope, state: MutableMapping[str, Any], status: int) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        span.update_name(f"{scope['method']} {route}")
+        span.set_attribute("http.route", route)
+        span.set_attribute("http.response.status_code", status)
+        for name, value in state.get("log_fields", {}).items():
+            span.set_attribute(f"nextbest.{name}", value)
 
     def _count(
         self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float

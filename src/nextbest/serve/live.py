@@ -6,7 +6,8 @@ the decision, and so are the scores of models that read them. Nobody else costs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,12 +23,16 @@ from nextbest.decide.trace import plain
 from nextbest.errors import DataError
 from nextbest.learn.scorer import LoadedModel
 from nextbest.serve.bundle import Bundle
-from nextbest.serve.records import Contacts, Events, naive_utc
+from nextbest.serve.records import naive_utc
 
-__all__ = ["News", "Overlay"]
+__all__ = ["Heard", "News", "Overlay"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
+
+
+Heard = Mapping[str, tuple[Sequence[str], Sequence[datetime], Sequence[str]]]
+"""By table, who did it, when (naive UTC), and the kind (`nextbest.data.live.KIND_COLUMNS`)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,11 @@ class Overlay:
         return {name: i for i, name in enumerate(self.bundle.profiles.columns)}
 
     @cached_property
+    def _matrix(self) -> Array:
+        """The profiles' matrix, without what a memory map adds to each look at it."""
+        return np.asarray(self.bundle.profiles.matrix)
+
+    @cached_property
     def _sources(self) -> tuple[_Source, ...]:
         features, found = self.bundle.profiles.features, []
         for table, recent in self.bundle.recent.items():
@@ -114,73 +124,71 @@ class Overlay:
         """From when on events can change a profile; None where none can."""
         return self.bundle.as_of if "events" in self.bundle.recent else None
 
+    def concerns(self, moments: Iterable[datetime], now: datetime) -> bool:
+        """Tell whether anything that happened at some moments (naive UTC) can be news."""
+        start, end = naive_utc(self.bundle.as_of), naive_utc(utc(now))
+        return any(start <= at < end for at in moments)
+
     def news(
-        self, rows: Rows, customer_ids: Sequence[str], contacts: Contacts, events: Events,
-        now: datetime,
-    ) -> News | None:  # fmt: skip
+        self, rows: Rows, customer_ids: Sequence[str], heard: Heard, now: datetime
+    ) -> News | None:
         """Return live features of the customers who did something since; None where nobody did.
 
         Parameters
         ----------
         rows : (n,) rows of the customers in the profiles, -1 for strangers, of whom nothing can be
             said before the next refresh.
-        contacts, events : what the store knows of them. What happened before the refresh is the
-            warehouse's to tell: it counts from the refresh on that has read it.
+        heard : what the store knows of them. What happened before the refresh is the warehouse's to
+            tell: it counts from the refresh on that has read it.
         now : the moment of the decision; what happens later, or at it, does not count.
         """
-        told: Mapping[str, tuple[Sequence[str], Sequence[datetime], Sequence[str | None] | None]]
-        told = {
-            "events": (events.customer_ids, events.at, events.types),
-            "contacts": (contacts.customer_ids, contacts.at, None),
-        }
         start, end = naive_utc(self.bundle.as_of), naive_utc(utc(now))
-        since = {
-            source.table: kept
-            for source in self._sources
-            if (kept := [i for i, at in enumerate(told[source.table][1]) if start <= at < end])
-        }
-        if not since:
-            return None
         place = {c: i for i, c in enumerate(customer_ids) if rows[i] >= 0}
-        heard: dict[int, dict[str, int]] = {}
-        for table, kept in since.items():
-            for i in kept:
-                if (position := place.get(told[table][0][i])) is not None:
-                    counts = heard.setdefault(position, {})
-                    counts[table] = counts.get(table, 0) + 1
-        if not heard:
+        since = {
+            source.table: [
+                (place[who], at, kind)
+                for who, at, kind in zip(*heard[source.table], strict=True)
+                if start <= at < end and who in place
+            ]
+            for source in self._sources
+        }
+        told = [source for source in self._sources if since[source.table]]
+        touched = sorted({position for found in since.values() for position, _at, _kind in found})
+        if not touched:
             return None
-        positions = np.array(sorted(heard), dtype=np.intp)
-        at_of = {int(position): i for i, position in enumerate(positions)}
-        columns: list[str] = []
-        parts = []
-        for source in self._sources:
-            before = np.asarray(self.bundle.profiles.matrix[np.ix_(rows[positions], source.places)])
-            who, at, kinds = told[source.table]
-            mine = [i for i in since.get(source.table, ()) if who[i] in place]
-            columns += source.names
-            parts.append(before)
-            if not mine:
-                continue
-            touched = np.array([at_of[place[who[i]]] for i in mine], dtype=np.intp)
-            each = np.unique(touched)
-            codes = source.recent.window.codes([kinds[i] if kinds else None for i in mine])
-            times = np.array([at[i] for i in mine], dtype="datetime64[us]")
-            parts[-1][each] = updated(
-                source.lives,
-                before[each],
-                source.recent,
-                rows[positions][each],
-                (np.searchsorted(each, touched), times, codes),
-                start,
-                end,
-            )
+        positions = np.array(touched, dtype=np.intp)
+        counts = {table: Counter(who for who, _, _ in found) for table, found in since.items()}
         return News(
             positions,
-            tuple(columns),
-            np.hstack(parts),
-            tuple(heard[int(position)] for position in positions),
+            tuple(name for source in told for name in source.names),
+            np.hstack([self._values(s, rows, positions, since[s.table], end) for s in told]),
+            tuple(
+                {t: n[position] for t, n in counts.items() if n[position]} for position in touched
+            ),
         )
+
+    def _values(
+        self,
+        source: _Source,
+        rows: Rows,
+        positions: Rows,
+        since: Sequence[tuple[int, datetime, str]],
+        now: datetime,
+    ) -> Array:
+        """Return a table's live features of the customers at some positions, as of now.
+
+        Of whom the table tells nothing new, they are as of the refresh.
+        """
+        values = self._matrix[rows[positions]][:, source.places]
+        who, at, kinds = zip(*since, strict=True)
+        each, own = np.unique(who, return_inverse=True)
+        mine = np.searchsorted(positions, each)
+        news = (own, np.array(at, dtype="datetime64[us]"), source.recent.window.codes(kinds))
+        as_of = naive_utc(self.bundle.as_of)
+        values[mine] = updated(
+            source.lives, values[mine], source.recent, rows[each], news, as_of, now
+        )
+        return values
 
     def apply(
         self, customers: Array, customer_ids: Sequence[str], news: News

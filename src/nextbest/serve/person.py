@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import State
 from nextbest.serve.store import Store
 
-__all__ = ["erase", "export", "profile_of"]
+__all__ = ["Sweeps", "erase", "export", "profile_of"]
+
+# By then every other server has read who was erased, and written what it began before.
+SETTLED_SECONDS = 10.0
 
 # The trail outlives the person's data, so it says neither who nor anything that leads there.
 SOMEBODY = "one customer"
@@ -30,6 +35,35 @@ def erase(store: Store, customer_id: str, actor: str) -> dict[str, Any]:
         "overwritten": overwritten,
         "audit": {"number": entry.number, "hash": entry.hash},
     }
+
+
+class Sweeps:
+    """Erases once more what other servers, which did not know of it yet, recorded meanwhile.
+
+    Parameters
+    ----------
+    clock: seconds that only ever grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: dict[str, tuple[float, str]] = {}
+
+    def plan(self, customer_id: str, actor: str) -> None:
+        """Look again, when all servers know, at somebody who was erased just now."""
+        self._due[customer_id] = (self._clock() + SETTLED_SECONDS, actor)
+
+    def run(self, store: Store, *, all_of_it: bool = False) -> None:
+        """Look at those whose time has come; `all_of_it` when the server stops."""
+        now = self._clock()
+        for customer_id, (at, actor) in list(self._due.items()):
+            if all_of_it or at <= now:
+                if store.person(customer_id):
+                    erase(store, customer_id, actor)
+                else:
+                    store.overwrite()  # perhaps somebody was reading before
+                # Only now: what failed is tried again.
+                self._due.pop(customer_id, None)
 
 
 def export(

@@ -19,6 +19,8 @@ __all__ = [
     "DecisionRecord",
     "Erased",
     "Events",
+    "LoggedContact",
+    "LoggedDecision",
     "Outcome",
     "Outcomes",
     "Person",
@@ -122,6 +124,29 @@ class StoredDecision:
     customer_id: str
     request_hash: str
     record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoggedContact:
+    """An offer that a decision made, as the contact log holds it; times are naive UTC."""
+
+    rank: int
+    offer_id: str
+    propensity: float | None
+    window_ends_at: datetime | None
+
+
+@dataclass(frozen=True)
+class LoggedDecision:
+    """A decision as the log holds it: ``record`` is JSON text, ``decided_at`` naive UTC."""
+
+    decision_id: str
+    customer_id: str
+    decided_at: datetime
+    channel: str
+    arm: str
+    record: str
+    contacts: tuple[LoggedContact, ...]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ from nextbest.decide.frame import Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
-from nextbest.serve import archive
-from nextbest.serve.audience import Shaper, known_columns
+from nextbest.serve import approvals, archive, lastgood
+from nextbest.serve.audience import ANSWERS, Shaper, known_columns
 from nextbest.serve.audit import Change
 from nextbest.serve.bundle import Bundle, current_id, load_bundle
 from nextbest.serve.problems import Problem
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Runtime",
     "State",
+    "load_approved",
+    "load_last_good",
     "load_state",
     "note_configuration",
     "open_store",
@@ -48,6 +51,10 @@ __all__ = [
 
 Clock = Callable[[], datetime]
 SQLITE = Path(".nextbest", "store.db")
+PARTS = ("bundle", "configuration")
+RETRY_SECONDS = 60.0
+# So far back contacts are held against what the model expected of them.
+COMPARED = timedelta(days=90)
 
 
 def serving_dir(project_dir: Path) -> Path:
@@ -95,6 +102,11 @@ class State:
     def rules(self) -> Policy:
         """The policy as the file states it."""
         return self.policy.policy
+
+    @property
+    def identity(self) -> lastgood.LastGood:
+        """What names the state's content: two states of one identity decide alike."""
+        return lastgood.LastGood(self.bundle.id, self.offers.content_hash, self.rules.content_hash)
 
     def moment(self, clock: Clock) -> datetime:
         """Return what "now" is for decisions: the policy's fixed moment, if it has one."""
@@ -170,6 +182,8 @@ def load_state(
 ) -> State:
     """Load and check the bundle, catalogue and policy of a project, and archive the latter two.
 
+    Whether the policy may go live is `load_approved`'s question.
+
     Parameters
     ----------
     before : what is in use; its bundle is taken over where it is still the current one.
@@ -189,11 +203,52 @@ def load_state(
         bundle = load_bundle(folder)
         _ = bundle.offer_scorer  # refuses a propensity model that does not fit the profiles
     catalogue, policy = load_serving(project_dir / "serving", policy_file, bundle.offers)
-    _require_contacts(bundle, policy)
-    bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
-    archive.keep(project_dir, catalogue, policy)
     gone = who_is_erased(project_dir) if erased is None else erased
-    shaper = Shaper(bundle, bound_catalogue.offer_ids, gone)
+    state = _assembled(folder, bundle, catalogue, policy, gone)
+    archive.keep(project_dir, catalogue, policy)
+    return state
+
+
+def load_approved(
+    project_dir: Path, before: State | None = None, *, erased: Erased | None = None
+) -> State:
+    """Load what a project may decide with; errors as in `load_state`, and one more.
+
+    Raises
+    ------
+    GateRefusal : the policy has not passed what it has to pass before it goes live.
+    """
+    state = load_state(project_dir, before, erased=erased)
+    approvals.require_approved(project_dir, state.offers, state.rules)
+    return state
+
+
+def load_last_good(project_dir: Path, *, erased: Erased | None = None) -> State | None:
+    """Load what a server of this project last decided with; None where that is gone."""
+    folder = serving_dir(project_dir)
+    used = lastgood.recall(folder)
+    if used is None:
+        return None
+    try:
+        bundle = load_bundle(folder, used.bundle)
+        _ = bundle.offer_scorer
+        catalogue = archive.archived_catalogue(project_dir, used.catalogue)
+        policy = archive.archived_policy(project_dir, used.policy)
+        gone = who_is_erased(project_dir) if erased is None else erased
+        return _assembled(folder, bundle, catalogue, policy, gone)
+    except NextbestError as error:
+        log("last good cannot be loaded", level=logging.ERROR, error=str(error))
+        return None
+
+
+def _assembled(
+    folder: Path, bundle: Bundle, catalogue: Catalogue, policy: Policy, erased: Erased
+) -> State:
+    """Check bundle, catalogue and policy against each other."""
+    _require_contacts(bundle, policy)
+    _require_fair_models(bundle, policy)
+    bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
+    shaper = Shaper(bundle, bound_catalogue.offer_ids, erased)
     try:
         prices, damage = read_prices(folder), None
     except DataError as error:
@@ -216,6 +271,16 @@ def _require_contacts(bundle: Bundle, policy: Policy) -> None:
         )
 
 
+def _require_fair_models(bundle: Bundle, policy: Policy) -> None:
+    """Refuse a bundle whose models read a sensitive attribute that the policy keeps from them."""
+    sensitive, where = policy.tables.sensitive, f"{policy.where}: [sensitive]"
+    faults = sensitive.unknown(known_columns(bundle), policy.where)
+    for name, model in bundle.models.items():
+        faults += sensitive.read_by_model(where, name, model.columns)
+    if faults:
+        raise ConfigError(faults=faults)
+
+
 class Runtime:
     """The state and the store of one running server; safe to share between threads."""
 
@@ -229,6 +294,7 @@ class Runtime:
         self._state: State | None = None
         self._store: Store | None = None
         self._seen: object = None
+        self._retry_at = 0.0
         self._lock = threading.Lock()
         self._faults: dict[str, str] = {}
         self._erased: Erased | None = None
@@ -293,13 +359,17 @@ class Runtime:
                     self._state = self._state.without(erased)
 
     def reload(self) -> None:
-        """Take up who was erased, and a new bundle, catalogue or policy that is sound."""
+        """Take up who was erased, and a new bundle, catalogue or policy if it is sound.
+
+        What was refused is tried again when a file changes, and every `RETRY_SECONDS`: the fault
+        may have been the machine's.
+        """
         try:
             self.heed_erasures()
         except StoreError as error:
             # What was known of the erased stays in force; without any nothing is served (`state`).
             log("erasures not read", level=logging.WARNING, error=str(error))
-        self._take_up()
+        self._take_up_newest()
         self._note()
 
     def _note(self) -> None:
@@ -312,20 +382,47 @@ class Runtime:
         except StoreError as error:
             log("audit trail not written", level=logging.WARNING, error=str(error))
 
-    def _take_up(self) -> None:
+    def _take_up_newest(self) -> None:
         seen = self._fingerprint()
-        if seen == self._seen:
+        if seen == self._seen and (not self._faults or time.monotonic() < self._retry_at):
             return
-        self._seen = seen
+        again, self._seen = seen == self._seen, seen
+        erased = self._erased or Erased()
         try:
-            state = load_state(self.project_dir, self._state, erased=self._erased or Erased())
-        except NextbestError as error:
-            part = "bundle" if isinstance(error, ArtifactError) else "configuration"
-            self._faults = {part: str(error)}
-            self._metrics.reload_failures.inc()
-            log("reload refused", level=logging.ERROR, part=part, error=str(error))
+            state = load_approved(self.project_dir, self._state, erased=erased)
+        except Exception as error:
+            self._refuse(error, again)
+            if self._state is None:
+                last = load_last_good(self.project_dir, erased=erased)
+                if last is not None:
+                    self._take_up(last)
             return
-        self._faults, self._noted = {}, False
+        self._faults = {}
+        self._tell_refused()
+        self._take_up(state)
+        lastgood.remember(serving_dir(self.project_dir), state.identity)
+
+    def _refuse(self, error: Exception, again: bool) -> None:
+        """Say why the newest is not taken up; the same reason twice is one failure."""
+        known = isinstance(error, NextbestError)
+        reason = error.code if isinstance(error, NextbestError) else "internal"
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        part = "bundle" if isinstance(error, ArtifactError) else "configuration"
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        before, self._faults = self._faults, {part: said}
+        self._tell_refused()
+        if again and before == self._faults:
+            return
+        self._metrics.reload_failures.labels(part, reason).inc()
+        log("reload refused", level=logging.ERROR, exc_info=not known,
+            part=part, reason=reason, error=said)  # fmt: skip
+
+    def _tell_refused(self) -> None:
+        for part in PARTS:
+            self._metrics.refused.labels(part).set(part in self._faults)
+
+    def _take_up(self, state: State) -> None:
+        self._noted = False
         with self._heeding:
             erased = self._erased or Erased()
             self._state = state if state.shaper.erased == erased else state.without(erased)
@@ -342,7 +439,7 @@ class Runtime:
         """Say of each part whether it is ready, and why not or what it is."""
         state = self._state
         found = {}
-        for part in ("bundle", "configuration"):
+        for part in PARTS:
             fault = self._faults.get(part)
             if state is None:
                 found[part] = (False, fault or "not loaded; the other part was refused")
@@ -371,9 +468,27 @@ class Runtime:
             self._metrics.bundle_age.set((now - state.bundle.created_at).total_seconds())
             age = state.moment(self.clock) - state.bundle.as_of
             self._metrics.profile_age.set(age.total_seconds())
+            for name, model in state.bundle.models.items():
+                if "cut" in model.metadata:
+                    cut = datetime.fromisoformat(model.metadata["cut"]).replace(tzinfo=UTC)
+                    old = state.moment(self.clock) - cut
+                    self._metrics.model_age.labels(name).set(old.total_seconds())
         if self._store is not None:
+            self._metrics.waiting.set(self._store.waiting)
             self._metrics.decisions_lost.set(self._store.lost)
-            self._metrics.writes_waiting.set(self._store.waiting)
+
+    def compare(self) -> None:
+        """Bring the metrics up to date that hold the model's word against what came true."""
+        state = self._state
+        if state is None:
+            return
+        now = state.moment(self.clock)
+        told = self.store().tallies(ANSWERS, now, since=now - COMPARED)
+        self._metrics.compare(
+            (name, tally.settled, tally.expected_responses, tally.settled_responses)
+            for name, tally in told.items()
+            if name in state.offers.offer_ids
+        )
 
     def _store_part(self) -> tuple[bool, str]:
         try:
@@ -389,6 +504,7 @@ class Runtime:
             serving_dir(self.project_dir) / PRICES_FILE,
             self.project_dir / "serving" / "offers.toml",
             self.project_dir / "serving" / "policy.toml",
+            approvals.folder(self.project_dir),  # changes with every record in it
         ]
         stats = []
         for path in files:

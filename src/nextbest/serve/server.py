@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nextbest.errors import UsageError
+from nextbest.errors import NextbestError, UsageError
 from nextbest.serve.access import is_loopback
 from nextbest.serve.cores import cores
 from nextbest.serve.options import options_of
-from nextbest.serve.runtime import load_state, open_store
+from nextbest.serve.runtime import load_approved, load_last_good, open_store
+from nextbest.serve.telemetry import SHARED, configure_logging, log
 
 __all__ = ["bind_socket", "check_start", "require_private_cache", "run_server"]
 
@@ -40,11 +43,13 @@ def run_server(
     Raises
     ------
     UsageError: not allowed to start like this, or the address cannot be used.
-    NextbestError: bundle, catalogue, policy or store are missing or broken.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
+        before; or the store is broken.
     """
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    configure_logging()
     workers = cores() if workers is None else workers
     check_start(project_dir, host, workers, insecure)
     listening = bind_socket(host, port)
@@ -70,7 +75,9 @@ def run_server(
     with suppress(KeyboardInterrupt), listening:
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listening])
-        else:
+            return
+        with tempfile.TemporaryDirectory(prefix="nextbest-metrics-") as shared:
+            os.environ.setdefault(SHARED, shared)
             Multiprocess(config, sockets=[listening]).run()
 
 
@@ -90,7 +97,8 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
     ------
     UsageError: insecure beyond the loopback interface, no API key to come in with, or a folder for
         compiled code in which others can write.
-    NextbestError: bundle, catalogue, policy or store are missing or broken, or a setting is wrong.
+    NextbestError: bundle, catalogue, policy or store are missing or broken, and nothing was in use
+        before; or the store is broken, or a setting is wrong.
     """
     if workers < 1:
         raise UsageError(
@@ -106,7 +114,7 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
         )
     options_of()
     require_private_cache()
-    load_state(project_dir)
+    _require_something_to_serve(project_dir)
     store = open_store(project_dir)
     try:
         valid = [key for key in store.api_keys() if key.revoked_at is None]
@@ -120,6 +128,18 @@ def check_start(project_dir: Path, host: str, workers: int, insecure: bool) -> N
             action="Make one: `nextbest keys create --scope decide --name web`; "
             "or, on your own machine, use --insecure",
         )
+
+
+def _require_something_to_serve(project_dir: Path) -> None:
+    """Refuse to start where neither the project's files nor what was last in use can decide."""
+    try:
+        load_approved(project_dir)
+    except NextbestError as error:
+        # A start again, of a machine or a container, is not the moment to stop deciding.
+        if load_last_good(project_dir) is None:
+            raise
+        what = "start with what was last in use"
+        log(what, level=logging.ERROR, reason=error.code, error=str(error))
 
 
 def require_private_cache() -> None:

@@ -2,27 +2,36 @@
 
 No metric label and no log field holds a customer id, a request body or a path with an id in it;
 decision ids and error ids lead from a log line to the record in the store.
+
+With several worker processes, whichever answers ``/metrics`` answers for all of them: each keeps
+its numbers in files of the folder that ``PROMETHEUS_MULTIPROC_DIR`` names, and they are added up.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["METRICS_MEDIA_TYPE", "Metrics", "configure_logging", "log"]
+from nextbest.serve import tracing
+
+__all__ = ["METRICS_MEDIA_TYPE", "SHARED", "Metrics", "configure_logging", "log"]
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
+# The folder in which worker processes keep their numbers for each other.
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 _LOGGER = logging.getLogger("nextbest.serve")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -79,68 +88,138 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.ready = Gauge(
-            "nextbest_ready", "1 where a part is ready, 0 where not.", ("part",), registry=registry
+        # How one number is made of those of several workers stands last in each.
+        self.ready = self._gauge(
+            "nextbest_ready", "1 where a part is ready, 0 where not.", ("part",), "livemin"
         )
-        self.bundle = Gauge(
+        self.refused = self._gauge(
+            "nextbest_refused",
+            "1 while a part's newest is refused and the last good one stays, 0 otherwise.",
+            ("part",),
+            "livemax",
+        )
+        self.bundle = self._gauge(
             "nextbest_bundle_info",
-            "1 for the bundle, catalogue and policy in use.",
+            "1 for the bundle, catalogue and policy in use, 0 for those no longer in use.",
             ("bundle", "catalogue", "policy"),
-            registry=registry,
+            "livemax",
         )
-        self.scorer = Gauge(
+        self.scorer = self._gauge(
             "nextbest_scorer_info",
             "1 for what computes a model's scores; lightgbm in place of bitmask is slow.",
             ("model", "kind"),
-            registry=registry,
+            "livemax",
         )
-        self.bundle_age = Gauge(
-            "nextbest_bundle_age_seconds", "Time since the bundle was made.", registry=registry
+        self.bundle_age = self._gauge(
+            "nextbest_bundle_age_seconds", "Time since the bundle was made."
         )
-        self.profile_age = Gauge(
+        self.profile_age = self._gauge(
             "nextbest_profile_age_seconds",
             "Time from the profiles' as-of moment to the decisions' clock.",
-            registry=registry,
         )
-        self.writes_waiting = Gauge(
-            "nextbest_store_writes_waiting",
-            "Writes that wait for their turn at the disk.",
-            registry=registry,
+        self.model_age = self._gauge(
+            "nextbest_model_age_seconds",
+            "Time from the end of what a model has learnt from to the decisions' clock.",
+            ("model",),
         )
-        self.decisions_lost = Gauge(
+        self.waiting = self._gauge(
+            "nextbest_store_queue", "Writes that wait for the store.", (), "livesum"
+        )
+        self.settled = self._gauge(
+            "nextbest_settled_contacts",
+            "Contacts of the last 90 days whose response window has ended.",
+            ("offer",),
+        )
+        self.expected = self._gauge(
+            "nextbest_expected_responses",
+            "How many of the settled contacts the model expected to be answered.",
+            ("offer",),
+        )
+        self.observed = self._gauge(
+            "nextbest_observed_responses",
+            "How many of the settled contacts were answered within their window.",
+            ("offer",),
+        )
+        self.decisions_lost = self._gauge(
             "nextbest_decisions_lost",
             "Decisions that were answered and then not kept; 0 unless durability is queued.",
-            registry=registry,
+            (),
+            "sum",
         )
         self.reload_failures = Counter(
             "nextbest_reload_failures",
             "New bundles, catalogues or policies refused; the last good ones stayed.",
+            ("part", "reason"),
             registry=registry,
         )
 
+    def _gauge(
+        self, name: str, meaning: str, labels: Sequence[str] = (), workers: Any = "livemostrecent"
+    ) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry, multiprocess_mode=workers)
+
     def use(self, bundle: str, catalogue: str, policy: str) -> None:
         """Say which bundle, catalogue and policy are in use from now on."""
-        self.bundle.clear()
-        self.bundle.labels(bundle, catalogue, policy).set(1)
+        self._only(self.bundle, {(bundle, catalogue, policy): 1})
 
     def score_with(self, kinds: Mapping[str, str]) -> None:
         """Say what computes the scores of each model from now on."""
-        self.scorer.clear()
-        for model, kind in kinds.items():
-            self.scorer.labels(model, kind).set(1)
+        self._only(self.scorer, {(model, kind): 1 for model, kind in kinds.items()})
+
+    def compare(self, offers: Iterable[tuple[str, int, float, int]]) -> None:
+        """Say how offers do: id, settled contacts, expected and observed responses of each."""
+        told = list(offers)
+        for at, gauge in enumerate((self.settled, self.expected, self.observed), 1):
+            self._only(gauge, {(str(one[0]),): float(one[at]) for one in told})
+
+    def _only(self, gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
+        """Set these values, and take away what else the gauge said."""
+        if SHARED in os.environ:  # there nothing can be taken away, but it can be 0
+            for family in gauge.collect():
+                for sample in family.samples:
+                    labels = tuple(sample.labels[name] for name in gauge._labelnames)
+                    if labels not in values:
+                        gauge.labels(*labels).set(0)
+        else:
+            gauge.clear()
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of a decision."""
+    def stage(self, name: str, traces: Iterable[Any] = ()) -> Iterator[None]:
+        """Time a stage of decisions, also in the traces of those who asked for them."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.stage_seconds.labels(name).observe(time.perf_counter() - start)
+            self.staged(name, start, traces)
+
+    def staged(self, name: str, start: float, traces: Iterable[Any] = ()) -> None:
+        """Note a stage that began at ``start`` by the performance counter and has just ended."""
+        seconds = time.perf_counter() - start
+        self.stage_seconds.labels(name).observe(seconds)
+        tracing.add(name, seconds, traces)
 
     def page(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Return the metrics of all workers in Prometheus' text format."""
+        shared = os.environ.get(SHARED)
+        if shared is None:
+            return generate_latest(self.registry)
+        _forget_the_dead(Path(shared))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _forget_the_dead(shared: Path) -> None:
+    """Drop what worker processes that are gone said of the present; their counts stay counted."""
+    for pid in {path.stem.rpartition("_")[2] for path in shared.glob("gauge_live*_*.db")}:
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+        except PermissionError:
+            continue  # somebody else's, and alive
 
 
 def _traceback(error: BaseException) -> str:
@@ -162,7 +241,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["traceback"] = _traceback(record.exc_info[1])
-        return json.dumps(line, default=str)
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 class _StandardError(logging.Handler):
@@ -184,4 +263,10 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **fields: Any) -> None:
     """Log ``event`` with fields; never pass personal data."""
-    _LOGGER.log(level, event, exc_info=exc_info, extra={"fields": fields})
+    if not _LOGGER.isEnabledFor(level):
+        return
+    # Who called need not be known: looking that up takes longer than writing the line.
+    error = sys.exc_info() if exc_info else None
+    record = logging.LogRecord(_LOGGER.name, level, "", 0, event, None, error)
+    record.fields = fields
+    _LOGGER.handle(record)

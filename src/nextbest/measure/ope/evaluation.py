@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from nextbest.errors import DataError
+from nextbest.errors import DataError, Fault
 from nextbest.learn.metrics import Metric
 from nextbest.measure.ope import reward
 from nextbest.measure.ope.estimators import (
@@ -63,6 +64,15 @@ class Evaluation:
         }
 
 
+def _constant(log: LoggedPolicy) -> Iterator[Fault]:
+    """A reward that never varies tells nothing apart, and mostly means that none was reported."""
+    if np.ptp(log.reward) == 0:
+        yield Fault(
+            "off-policy evaluation", "the reward does not vary", "some decisions that earned more",
+            f"{log.reward[0]:g} in all {len(log):,}", "Report what came of the decisions",
+        )  # fmt: skip
+
+
 def evaluate(
     log: LoggedPolicy,
     target: npt.ArrayLike,
@@ -90,7 +100,7 @@ def evaluate(
     limits = limits or Limits()
     policy = check_target(log, target)
     overlap = measure_overlap(log, policy, limits)
-    faults = list(refusals(overlap, limits))
+    faults = [*_constant(log), *refusals(overlap, limits)]
     if faults:
         raise DataError(faults=faults)
     q = reward.predict(log, model, folds)

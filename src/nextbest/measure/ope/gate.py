@@ -18,15 +18,15 @@ def hold(evaluation: Evaluation, margin: float) -> GateResult:
 
     Parameters
     ----------
-    margin : what may be lost per decision, in the shop's currency, 0 or more; ``margin`` under
-        ``[gates]`` in ``policy.toml``.
+    margin : what may be lost per decision, in the shop's currency, 0 or more; in ``policy.toml``
+        ``max_loss_per_1000_decisions`` under ``[gates]`` says it per 1,000 decisions.
 
     Raises
     ------
     ConfigError: the margin is negative or no number.
     """
     if not (math.isfinite(margin) and margin >= 0):
-        raise ConfigError("[gates] margin", "it is no margin", expected="a number, 0 or more",
+        raise ConfigError("margin", "it is no margin", expected="a number, 0 or more",
                           got=str(margin))  # fmt: skip
     gain, call = evaluation.primary.difference, evaluation.verdict.call
     message = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,21 +29,27 @@ _READING: Final = (
 )
 
 
-def render(evaluation: Evaluation) -> str:
-    """Return the whole page as text."""
+def render(evaluation: Evaluation, notes: Sequence[str] = ()) -> str:
+    """Return the whole page as text; ``notes`` say what was evaluated and on what trust."""
     title = "Another policy on the logged decisions"
     return whole(
         title,
         el("header", el("p", "nextbest · off-policy evaluation", class_="eyebrow"),
            el("h1", title)),
         el("main", _verdict(evaluation), _estimates(evaluation), _overlap(evaluation),
-           _offers(evaluation)),
+           _offers(evaluation), _notes(notes)),
     )  # fmt: skip
 
 
-def write(evaluation: Evaluation, file: Path | str) -> None:
+def write(evaluation: Evaluation, file: Path | str, notes: Sequence[str] = ()) -> None:
     """Write the page to a file; ``UsageError`` where that cannot be done."""
-    save(render(evaluation), file)
+    save(render(evaluation, notes), file)
+
+
+def _notes(notes: Sequence[str]) -> Markup | None:
+    if not notes:
+        return None
+    return el("section", el("h2", "What was evaluated"), *(el("p", note) for note in notes))
 
 
 def _verdict(evaluation: Evaluation) -> Markup:

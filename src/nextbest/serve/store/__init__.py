@@ -10,7 +10,7 @@ Each concern has a module of functions over a connection; `Store` is the door to
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
@@ -27,6 +27,7 @@ from nextbest.serve.records import (
     DecisionRecord,
     Erased,
     Events,
+    LoggedDecision,
     Outcome,
     Outcomes,
     Person,
@@ -42,6 +43,7 @@ from nextbest.serve.store import (
     history,
     keys,
     outcomes,
+    parts,
     schema,
     tallies,
 )
@@ -224,7 +226,12 @@ class Store:
             return *told, events.since(connection, customer_ids, events_since)
 
     def tallies(
-        self, answers: Sequence[str], at: datetime, *, without_batch: str | None = None
+        self,
+        answers: Sequence[str],
+        at: datetime,
+        *,
+        without_batch: str | None = None,
+        since: datetime | None = None,
     ) -> dict[str, Tally]:
         """Return how each offer has done, over all customers.
 
@@ -235,14 +242,50 @@ class Store:
             the customer's contacts with the offer before it; its money counts for the last of them.
         at: contacts and outcomes after this moment do not count.
         without_batch: neither do contacts of this batch.
+        since: neither do contacts before this moment.
         """
         with self._database.read() as connection:
-            return tallies.tallies(connection, answers, at, without_batch)
+            return tallies.tallies(connection, answers, at, without_batch, since)
 
     def contacts_by_offer(self, until: datetime) -> dict[str, int]:
         """Return how often each offer was made up to a moment."""
         with self._database.read() as connection:
             return tallies.contacts_by_offer(connection, until)
+
+    # --- the log, part by part ---------------------------------------------------------------
+
+    def log_span(self) -> tuple[int, datetime | None, datetime | None]:
+        """Return how many decisions there are, and the first and last moment of the log."""
+        with self._database.read() as connection:
+            return parts.span(connection)
+
+    def decision_parts(
+        self, size: int, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[list[LoggedDecision]]:
+        """Yield all decisions from one moment to before another (naive UTC), so many at a time.
+
+        Each part is read by itself, so that a long reading holds nobody up. Decisions made while
+        it lasts may or may not be among them.
+        """
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                part = parts.decisions_after(connection, last, size, since, until)
+            if not part:
+                return
+            yield part
+            last = part[-1].decision_id
+
+    def outcome_parts(self, size: int) -> Iterator[list[Outcome]]:
+        """Yield all outcomes, so many at a time; see `decision_parts`."""
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                part = parts.outcomes_after(connection, last, size)
+            if not part:
+                return
+            yield part
+            last = part[-1].outcome_id
 
     # --- outcomes ----------------------------------------------------------------------------
 
@@ -330,7 +373,11 @@ class Store:
             return removed, audit.append(to, replace(change, detail={**change.detail, **removed}))
 
         removed, entry = self._note(remove, customer_id)
-        return removed, entry, self._database.overwrite()
+        return removed, entry, self.overwrite()
+
+    def overwrite(self) -> bool:
+        """Have what was removed gone from the file, too; False where that is not possible now."""
+        return self._database.overwrite()
 
     def erased(self) -> Erased:
         """Return who was erased and may still be in a bundle."""

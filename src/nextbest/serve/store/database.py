@@ -23,6 +23,7 @@ __all__ = ["Database"]
 # A process of our own may be in the middle of one; more than this and something is wrong.
 STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 5
+OVERWRITE_TIMEOUT_MS = 200
 
 # Every request thread may read at once (AnyIO runs 40), beside the writer.
 # What the driver was asked to keep is personal, and no error message repeats it.
@@ -119,10 +120,12 @@ class Database:
             connection = self.engine.raw_connection()
             try:
                 cursor = connection.cursor()
+                # Writers wait while this waits for readers, so it must not wait for long.
+                cursor.execute(f"PRAGMA busy_timeout={OVERWRITE_TIMEOUT_MS}")
                 busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 cursor.close()
             finally:
-                connection.close()
+                connection.invalidate()  # it has another patience than the others
         return not busy
 
     def ways(self) -> Ways[sa.Connection]:

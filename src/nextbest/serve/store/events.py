@@ -9,10 +9,19 @@ import sqlalchemy as sa
 
 from nextbest.serve.records import CustomerEvent, Events, ReportStatus, naive_utc
 from nextbest.serve.store.once import keep_once
-from nextbest.serve.store.rows import columns, rows_in
+from nextbest.serve.store.rows import WANTED, columns, rows_of
 from nextbest.serve.store.tables import CUSTOMER_EVENTS
 
 __all__ = ["keep", "since"]
+
+
+_TOLD = CUSTOMER_EVENTS.c
+_SINCE = (
+    sa.select(_TOLD.customer_id, _TOLD.event_type, _TOLD.event_at, _TOLD.event_id)
+    .where(_TOLD.event_at >= sa.bindparam("start"))
+    .order_by(_TOLD.event_at, _TOLD.event_id)
+)
+_SINCE_OF = _SINCE.where(_TOLD.customer_id.in_(WANTED))
 
 
 def keep(connection: sa.Connection, reports: Sequence[CustomerEvent]) -> list[ReportStatus]:
@@ -25,10 +34,9 @@ def since(
     connection: sa.Connection, customer_ids: Sequence[str] | None, moment: datetime
 ) -> Events:
     """Return events of these customers (None: of all) from a moment on, oldest first."""
-    told = CUSTOMER_EVENTS.c
-    query = (
-        sa.select(told.customer_id, told.event_type, told.event_at, told.event_id)
-        .where(told.event_at >= naive_utc(moment))
-        .order_by(told.event_at, told.event_id)
-    )
-    return Events(*columns(list(rows_in(connection, query, told.customer_id, customer_ids)), 4))
+    start = naive_utc(moment)
+    if customer_ids is None:
+        found = list(connection.execute(_SINCE, {"start": start}))
+    else:
+        found = list(rows_of(connection, _SINCE_OF, customer_ids, start=start))
+    return Events(*columns(found, 4))

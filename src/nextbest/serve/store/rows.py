@@ -39,11 +39,14 @@ WANTED: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
 
 
 def rows_of(
-    connection: sa.Connection, query: sa.Select[Any], values: Sequence[str]
+    connection: sa.Connection, query: sa.Select[Any], values: Sequence[str], **more: Any
 ) -> Iterator[Any]:
-    """Yield the rows of a query with `WANTED`, in portions that a database accepts."""
+    """Yield the rows of a query with `WANTED`, in portions that a database accepts.
+
+    ``more`` are the values of its other parameters.
+    """
     for start in range(0, len(values), IN_LIMIT):
-        yield from connection.execute(query, {"wanted": values[start : start + IN_LIMIT]})
+        yield from connection.execute(query, {"wanted": values[start : start + IN_LIMIT], **more})
 
 
 def rows_in(

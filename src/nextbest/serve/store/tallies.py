@@ -15,10 +15,15 @@ __all__ = ["contacts_by_offer", "tallies", "tallies_query"]
 
 
 def tallies(
-    connection: sa.Connection, answers: Sequence[str], at: datetime, without_batch: str | None
+    connection: sa.Connection,
+    answers: Sequence[str],
+    at: datetime,
+    without_batch: str | None,
+    since: datetime | None = None,
 ) -> dict[str, Tally]:
     """Return how each offer has done; see `Store.tallies`."""
-    query = tallies_query(answers, naive_utc(at), without_batch)
+    after = None if since is None else naive_utc(since)
+    query = tallies_query(answers, naive_utc(at), without_batch, after)
     return {
         row.offer_id: Tally(
             contacts=int(row.contacts),
@@ -42,7 +47,9 @@ def contacts_by_offer(connection: sa.Connection, until: datetime) -> dict[str, i
     return {offer: count for offer, count in rows}
 
 
-def tallies_query(answers: Sequence[str], at: datetime, without: str | None) -> sa.Select[Any]:
+def tallies_query(
+    answers: Sequence[str], at: datetime, without: str | None, after: datetime | None = None
+) -> sa.Select[Any]:
     """One statement, so that contacts and answers are those of one moment, in every database.
 
     All contacts are counted as if nobody had answered, from an index alone; then come the few that
@@ -52,6 +59,8 @@ def tallies_query(answers: Sequence[str], at: datetime, without: str | None) -> 
     counts = made.contacted_at <= at
     if without is not None:
         counts &= made.batch.is_(None) | (made.batch != without)
+    if after is not None:
+        counts &= made.contacted_at > after
     settled = made.window_ends_at <= at
     tried = settled & made.loss_if_ignored.is_not(None)
     lost, earned = made.loss_if_ignored, made.loss_if_answered

@@ -18,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from live_shop import AS_OF, CUSTOMERS
 
+from nextbest import show
 from nextbest.data import snapshots
 from nextbest.decide.contact import ContactHistory
 from nextbest.serve.api import create_app
@@ -30,6 +31,7 @@ from nextbest.serve.replay import replay
 from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.schemas import CustomerAnswer
 
+MANUAL = Path(__file__).parents[2] / "serving" / "README.md"
 HOUR = timedelta(hours=1)
 # A decision comes at any microsecond.
 NOON = AS_OF.replace(tzinfo=UTC) + timedelta(hours=36, microseconds=123_457)
@@ -50,6 +52,14 @@ class Server:
         said = {"event_id": f"e{self._sent}", "customer_id": customer_id, "event_type": kind,
                 "event_at": at.isoformat()}  # fmt: skip
         response = self.client.post("/v1/events", json=said)
+        assert response.json()["results"][0]["status"] == "stored", response.text
+
+    def answer(self, decision: dict[str, Any], at: datetime, kind: str = "response") -> None:
+        """What the customer said to a decision's offer."""
+        self.now = max(self.now, at)
+        said = {"outcome_id": f"o-{decision['decision_id']}-{kind}", "outcome_type": kind,
+                "decision_id": decision["decision_id"], "occurred_at": at.isoformat()}  # fmt: skip
+        response = self.client.post("/v1/outcomes", json=said)
         assert response.json()["results"][0]["status"] == "stored", response.text
 
     def ask(self, customer_id: str = "c01", at: datetime = NOON, **more: Any) -> dict[str, Any]:
@@ -109,6 +119,9 @@ def offers(answer: dict[str, Any]) -> list[str]:
 def test_an_abandoned_cart_changes_the_next_decision_and_the_trace_says_why(
     server: Server,
 ) -> None:
+    rule_of_the_manual = 'eligibility = "abandoned_cart = 1 and days_since_last_cart_add < 1"'
+    assert rule_of_the_manual in MANUAL.read_text()
+    assert rule_of_the_manual in live_shop.CATALOGUE
     before = server.ask("c01", NOON - 3 * HOUR, explain=True)
     assert offers(before) == ["news"]
     assert "live" not in before["trace"]
@@ -127,6 +140,8 @@ def test_an_abandoned_cart_changes_the_next_decision_and_the_trace_says_why(
     # It moved the propensity, not only the rule, and the explanation knows.
     moved = {one["feature"]: one["value"] for one in after["trace"]["contributions"]["cart"]}
     assert moved["abandoned_cart"] == 1.0
+    said = [line for line in show.decision(after, after["trace"]) if isinstance(line, str)]
+    assert any("abandoned_cart 0.0000 → 1.0000" in line for line in said)
     # Bought: the basket is not left behind any more. A day later it would be too old anyway.
     server.post("c01", "purchase", NOON + HOUR)
     assert offers(server.ask("c01", NOON + 2 * HOUR)) == ["news"]
@@ -187,12 +202,12 @@ def test_a_customer_is_shown_with_live_values_and_their_moment(server: Server) -
 
 
 def happening(server: Server) -> dict[str, list[dict[str, Any]]]:
-    """Events and contacts of several days for all but c00, c01 and c02; as the warehouse has them.
+    """Events, contacts and responses of a month for all but c00 and c01; as the warehouse has them.
 
     c02 is only contacted, c03 only does things.
     """
     random = np.random.default_rng(3)
-    told: dict[str, list[dict[str, Any]]] = {"events": [], "contacts": []}
+    told: dict[str, list[dict[str, Any]]] = {"events": [], "contacts": [], "responses": []}
     start = AS_OF.replace(tzinfo=UTC)
     hours = np.sort(random.uniform(0, 30 * 24, 60))
     for i, hour in enumerate(hours.tolist()):
@@ -200,8 +215,13 @@ def happening(server: Server) -> dict[str, list[dict[str, Any]]]:
         customer = CUSTOMERS[2 + i % 10]
         if customer == "c02" or (customer != "c03" and random.random() < 0.3):
             answer = server.ask(customer, at)
-            for _ in answer["offers"]:
-                told["contacts"].append(live_shop.contact(customer, at.replace(tzinfo=None)))
+            for offer_id in offers(answer):
+                naive = at.replace(tzinfo=None)
+                told["contacts"].append(live_shop.contact(customer, naive, offer_id))
+                if customer != "c02" and i % 2:
+                    later = naive + timedelta(minutes=i, microseconds=i)
+                    server.answer(answer, later.replace(tzinfo=UTC))
+                    told["responses"].append(live_shop.response(customer, offer_id, later))
         else:
             kind = str(random.choice(["open", "click", "visit", "cart_add", "purchase", "other"]))
             server.post(customer, kind, at)
@@ -220,7 +240,7 @@ def test_a_decision_reads_what_a_refresh_at_its_moment_would_have_computed(
     scored = live_shop.profiles(models, past, now)
     server.now = now.replace(tzinfo=UTC)
     touched = {source: {row["customer_id"] for row in rows} for source, rows in told.items()}
-    assert touched["events"] != touched["contacts"]
+    assert touched["events"] != touched["contacts"] != touched["responses"] != set()
     for customer in CUSTOMERS:
         found = server.customer(customer)
         for feature in scored.features:
@@ -365,6 +385,31 @@ def test_nobody_with_news_is_asked_nothing(project: Path) -> None:
     for past in nothing:
         assert state.shaper.news(["c04", "nobody"], past, NOON) is None
         assert decide_for(state, None, ["c04"], situation, ["d"], past).audience.live == {}
+
+
+def test_a_response_is_a_yes_to_an_offer_that_was_made(server: Server) -> None:
+    def responses() -> float:
+        value = server.customer("c00")["features"]["response_actions"]
+        return float(value)
+
+    first = server.ask("c00", NOON)
+    for kind in ("open", "refusal", "purchase"):
+        server.answer(first, NOON + HOUR, kind)
+    server.now = NOON + 9 * HOUR
+    assert responses() == 0
+    server.answer(first, NOON + HOUR)
+    server.answer(first, NOON - HOUR, "conversion")  # before it was made
+    lone = {"outcome_id": "x", "customer_id": "c00", "offer_id": "cart",
+            "outcome_type": "response", "occurred_at": (NOON + HOUR).isoformat()}  # fmt: skip
+    assert server.client.post("/v1/outcomes", json=lone).status_code == 200
+    assert responses() == 1
+    assert server.client.post(
+        "/v1/outcomes", json={**lone, "outcome_id": "y", "offer_id": "news"}
+    ).status_code == 200  # fmt: skip
+    assert responses() == 2
+    live = server.customer("c00")["live"]
+    assert live["heard"] == {"contacts": 1, "responses": 2}
+    assert live["features"]["responses_total"] == [0.0, 1.0]
 
 
 def test_a_bundle_whose_rows_are_damaged_is_refused(project: Path) -> None:

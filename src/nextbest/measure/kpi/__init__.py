@@ -1,0 +1,1 @@
+"""Key figures: declared once, reduced to sums in the database, judged against a baseline."""
