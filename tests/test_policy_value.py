@@ -362,6 +362,10 @@ def test_the_command_and_the_gate(shops: dict[str, LoggedShop], cli: Run, tmp_pa
     kept = approvals.find(shop.root, "evaluation", shop.catalogue, Policy.load(worse))
     assert kept is not None and "the board wants it" in kept.said
     assert kept.numbers["gate"]["passed"] is False
+    trail = cli("audit", "list", "--project", shop.root, "--json").json["entries"]
+    judged = [one["detail"] for one in trail if one["action"] == "judge"]
+    assert [one["passed"] for one in judged] == [True, False, True]
+    assert judged[-1]["forced"] is not None
 
 
 def test_a_log_that_cannot_answer_approves_nothing(cli: Run, tmp_path: Path) -> None:

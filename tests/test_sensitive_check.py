@@ -76,6 +76,10 @@ def test_what_is_written_for_customers_needs_the_approval(
     # North and south are every other customer, and the toy shop treats them alike.
     found = cli("bias", "--project", root, "--json")
     assert (found.code, found.json["passed"]) == (0, True)
+    trail = cli("audit", "list", "--project", root, "--json")
+    judged = [one for one in trail.json["entries"] if one["action"] == "judge"]
+    assert [one["subject"] for one in judged] == [f"policy {found.json['policy']}"]
+    assert judged[0]["detail"]["kind"] == "bias" and judged[0]["detail"]["passed"] is True
     assert cli(*command).code == 0 and out.exists()
     shown = cli("bias", "--project", root)
     assert "This policy may go live" in shown.out and "north" in shown.out

@@ -31,6 +31,7 @@ def bias(
     from nextbest import show
     from nextbest.project import Project
     from nextbest.serve import approvals, runtime
+    from nextbest.serve.audit import local_actor
 
     opened = Project.open(project)
     state = runtime.load_state(opened.root, policy_file=policy)
@@ -39,12 +40,13 @@ def bias(
         with show.steps(quiet=json_) as step:
             step("decide for every customer")
             facts = examine(state, store, channel)
+        approval = approval_of(state, facts)
+        kept = channel is None
+        if kept:
+            approvals.note(store, approval, local_actor())
+            approvals.keep(opened.root, approval)
     finally:
         store.close()
-    approval = approval_of(state, facts)
-    kept = channel is None
-    if kept:
-        approvals.keep(opened.root, approval)
     if json_:
         show_json({**facts, "passed": approval.passed, "said": approval.said, "kept": kept})
     else:

@@ -246,7 +246,7 @@ def _rewards(book: Logbook, decided: Reconsidered, question: Question, until: da
 def approve(
     project: Project, policy: Policy, passed: bool, said: str, numbers: Mapping[str, Any]
 ) -> None:
-    """Write down what the evaluation of a policy came to, for the server to heed.
+    """Write down what the evaluation of a policy came to, for the server to heed and the audit.
 
     Raises
     ------
@@ -254,14 +254,21 @@ def approve(
     """
     from nextbest.decide.offers import Catalogue
     from nextbest.errors import ArtifactError
-    from nextbest.serve.approvals import Approval, keep
+    from nextbest.serve.approvals import Approval, keep, note
+    from nextbest.serve.audit import local_actor
     from nextbest.serve.bundle import load_bundle
-    from nextbest.serve.runtime import serving_dir
+    from nextbest.serve.runtime import open_store, serving_dir
 
     try:
         table = load_bundle(serving_dir(project.root)).offers
     except ArtifactError:
         table = None  # Nothing is served yet; only a catalogue with a [source] needs its rows.
     catalogue = Catalogue.load(project.root / "serving" / "offers.toml", table)
-    keep(project.root, Approval("evaluation", policy.content_hash, catalogue.content_hash, passed,
-                                said, dict(numbers)))  # fmt: skip
+    approval = Approval("evaluation", policy.content_hash, catalogue.content_hash, passed,
+                        said, dict(numbers))  # fmt: skip
+    store = open_store(project.root)
+    try:
+        note(store, approval, local_actor())
+    finally:
+        store.close()
+    keep(project.root, approval)

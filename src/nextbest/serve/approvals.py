@@ -18,8 +18,10 @@ from uuid import uuid4
 from nextbest.decide.offers import Catalogue
 from nextbest.decide.policy import Policy
 from nextbest.errors import Fault, GateRefusal, StoreError
+from nextbest.serve.audit import Change
+from nextbest.serve.store import Store
 
-__all__ = ["Approval", "Kind", "find", "folder", "keep", "require_approved", "required_of"]
+__all__ = ["Approval", "Kind", "find", "folder", "keep", "note", "require_approved", "required_of"]
 
 Kind = Literal["bias", "evaluation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -87,6 +89,23 @@ def keep(project_dir: Path, approval: Approval) -> Path:
         got = error.strerror or str(error)
         raise StoreError(str(path), "the approval cannot be written", got=got) from None
     return path
+
+
+def note(store: Store, approval: Approval, actor: str) -> None:
+    """Write into the audit trail that a policy was judged, and how.
+
+    Raises
+    ------
+    StoreError: it cannot be written.
+    """
+    detail = {
+        "kind": approval.kind,
+        "catalogue": approval.catalogue,
+        "passed": approval.passed,
+        "said": approval.said,
+        "forced": approval.numbers.get("forced"),
+    }
+    store.audit(Change(actor, "judge", f"policy {approval.policy}", detail))
 
 
 def find(project_dir: Path, kind: Kind, catalogue: Catalogue, policy: Policy) -> Approval | None:
