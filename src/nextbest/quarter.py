@@ -43,6 +43,7 @@ FOLDER: Final = "simulated-quarter"
 #: Decisions are made in the first weeks; then nobody is asked until every answer is in.
 WEEKS: Final = 9
 DAYS: Final = 91
+SEED: Final = 1
 HOLDOUT: Final = 0.25
 EPSILON: Final = 0.4
 _LESS: Final = 0.05
@@ -137,14 +138,14 @@ class Quarter:
 _CHANGED: Final = "changed-policy.toml"
 
 
-def play(project: Project, history: History, step: Step, seed: int | None = None) -> Quarter:
+def play(project: Project, history: History, step: Step, seed: int = SEED) -> Quarter:
     """Decide, log, hear, measure, judge another policy and report, over a simulated quarter.
 
     Parameters
     ----------
     project : whose bundle, catalogue and policy are used; its store is never opened.
     history : its checked data, for the report.
-    seed : of everything that is drawn; the project's own if None.
+    seed : of everything that is drawn; another gives another quarter.
 
     Raises
     ------
@@ -152,7 +153,6 @@ def play(project: Project, history: History, step: Step, seed: int | None = None
     DataError : the log cannot answer; each reason with its numbers.
     """
     began = time.monotonic()
-    seed = project.settings.seed if seed is None else seed
     step("simulated quarter: a copy of the rooms, with a store of its own")
     folder = _copy(project)
     made = Project.open(folder)
@@ -369,8 +369,8 @@ def _true_effects(played: _Played, step: Step) -> dict[str, float]:
 
 
 _TITLES: Final = {
-    "revenue": "sales per customer that offers add",
-    "margin": "the same as profit: margin less incentives and contacts",
+    "revenue": "sales per customer that offers add in the quarter",
+    "margin": "their margin, less incentives and contacts, per customer",
 }
 
 
