@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tomllib
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def root(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored(root: Path) -> tuple[Any, ...]:
-    with Store.at(root / ".nextbest" / "store.db") as store:
+    with closing(Store.at(root / ".nextbest" / "store.db")) as store:
         decided = [d.decision_id for part in store.decision_parts(5_000) for d in part]
         return sorted(decided), [o for part in store.outcome_parts(5_000) for o in part]
 
@@ -80,7 +81,7 @@ def test_the_verdict_on_the_changed_policy_is_right(found: dict[str, Any]) -> No
 
 def test_what_was_measured_is_what_the_store_holds(found: dict[str, Any]) -> None:
     """The difference of the arms, added up by hand from outcomes, contacts and their costs."""
-    with Store.at(Path(found["files"]["store"])) as store:
+    with closing(Store.at(Path(found["files"]["store"]))) as store:
         decisions = [d for part in store.decision_parts(5_000) for d in part]
         told = [o for part in store.outcome_parts(5_000) for o in part]
     arm = {d.customer_id: d.arm for d in decisions}
@@ -90,7 +91,7 @@ def test_what_was_measured_is_what_the_store_holds(found: dict[str, Any]) -> Non
     mean = {name: spent[name] / n for name, n in sizes.items()}
     revenue = figure(found, "revenue")["value"]
     assert revenue == pytest.approx(mean["policy"] - mean["holdout"])
-    assert not any(d.offers for d in decisions if d.arm == "holdout")
+    assert not any(d.contacts for d in decisions if d.arm == "holdout")
 
 
 def test_all_of_it_says_that_it_is_simulated(
@@ -168,7 +169,7 @@ def test_what_customers_do_is_on_average_the_truth(root: Path) -> None:
 def test_a_policy_with_a_holdout_of_its_own_is_refused() -> None:
     own = '[holdout]\nsalt = "sixteen letters at least"\nshare = 0.1\n'
     with pytest.raises(UsageError, match=r"a holdout or exploration of its own.*\[holdout\]"):
-        quarter._policies(own)
-    text = quarter._policies("[clock]\ndecide_as_of = 2023-12-01\n")["policy.toml"]
+        quarter._policies(own, 1)
+    text = quarter._policies("[clock]\ndecide_as_of = 2023-12-01\n", 1)["policy.toml"]
     assert tomllib.loads(text)["clock"] == {}
     assert tomllib.loads(text)["holdout"]["share"] == quarter.HOLDOUT

@@ -47,22 +47,27 @@ SEED: Final = 1
 HOLDOUT: Final = 0.25
 EPSILON: Final = 0.4
 _LESS: Final = 0.05
+_CHANGED: Final = "changed-policy.toml"
 
 _HEAD: Final = """
 # SIMULATED QUARTER: the project's own policy, copied by `nextbest demo --loop`, without a fixed
 # moment of decision and with the sections at the end. No real customer is decided for by it.
 """
+_HEAD_OFFERS: Final = """
+# SIMULATED QUARTER: the project's own catalogue, copied by `nextbest demo --loop`, without the days
+# on which offers end and without their own times to answer.
+"""
 _HOLDOUT: Final = """
 # Added by `nextbest demo --loop`: who gets no offer, so that the effect of offers can be measured.
 [holdout]
-salt = "simulated quarter: holdout"
+salt = "simulated quarter @seed@: holdout"
 share = @holdout@
 """
 _CHANCE: Final = """
 # Added by `nextbest demo --loop`: one decision in so many tries another offer, so that other
 # policies can be judged on the log.
 [exploration]
-salt = "simulated quarter: exploration"
+salt = "simulated quarter @seed@: exploration"
 policy = "epsilon"
 epsilon = @epsilon@
 
@@ -135,9 +140,6 @@ class Quarter:
         }  # fmt: skip
 
 
-_CHANGED: Final = "changed-policy.toml"
-
-
 def play(project: Project, history: History, step: Step, seed: int = SEED) -> Quarter:
     """Decide, log, hear, measure, judge another policy and report, over a simulated quarter.
 
@@ -145,7 +147,7 @@ def play(project: Project, history: History, step: Step, seed: int = SEED) -> Qu
     ----------
     project : whose bundle, catalogue and policy are used; its store is never opened.
     history : its checked data, for the report.
-    seed : of everything that is drawn; another gives another quarter.
+    seed : of everything that is drawn, arms included; another gives another quarter.
 
     Raises
     ------
@@ -154,17 +156,17 @@ def play(project: Project, history: History, step: Step, seed: int = SEED) -> Qu
     """
     began = time.monotonic()
     step("simulated quarter: a copy of the rooms, with a store of its own")
-    folder = _copy(project)
+    folder = _copy(project, seed)
     made = Project.open(folder)
     with _own_store(folder):
         played = _Played.everybody(made, seed, _first(project), step)
-        true = _true_effects(played, step)
+        true = _true_effects(played)
         step("simulated quarter: measure the lift")
         lift = _lift(made, played, true)
         step("simulated quarter: judge another policy on the log")
         value, gain = _other(made, played)
         step("simulated quarter: report")
-        page = _report(made, played, history, step)
+        page = _report(made, played, history)
     found = Quarter(
         folder, seed, played.start.replace(tzinfo=None), len(played.answers.truth.customer_ids),
         played.arms, played.decisions, played.offers, played.outcomes, (*lift, gain),
@@ -178,7 +180,7 @@ def play(project: Project, history: History, step: Step, seed: int = SEED) -> Qu
 # ------------------------------------------------------------------ the folder and the policies
 
 
-def _copy(project: Project) -> Path:
+def _copy(project: Project, seed: int) -> Path:
     """Copy the rooms and what is served, beside a policy with holdout and chance."""
     folder = project.state / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
@@ -194,18 +196,12 @@ def _copy(project: Project) -> Path:
     offers = re.sub(r"(?m)^\s*(ends_at|response_window_days)\s*=.*\n", "", offers)
     (serving / "offers.toml").write_text(_HEAD_OFFERS.lstrip() + offers, encoding="utf-8")
     own = (project.root / "serving" / "policy.toml").read_text(encoding="utf-8")
-    for name, text in _policies(own).items():
+    for name, text in _policies(own, seed).items():
         (serving / name).write_text(text, encoding="utf-8")
     return folder
 
 
-_HEAD_OFFERS: Final = """
-# SIMULATED QUARTER: the project's own catalogue, copied by `nextbest demo --loop`, without the days
-# on which offers end and without their own times to answer.
-"""
-
-
-def _policies(own: str) -> dict[str, str]:
+def _policies(own: str, seed: int) -> dict[str, str]:
     """Return the policy that decides and the one that is judged on its log, by file name."""
     import tomllib
 
@@ -218,10 +214,10 @@ def _policies(own: str) -> dict[str, str]:
             action="Read your own log instead: `nextbest experiment read`, `nextbest evaluate`",
         )  # fmt: skip
     base = _HEAD.lstrip() + re.sub(r"(?m)^\s*decide_as_of\s*=.*\n", "", own)
-    held = _HOLDOUT.replace("@holdout@", f"{HOLDOUT}")
+    held = _HOLDOUT.replace("@holdout@", f"{HOLDOUT}").replace("@seed@", f"{seed}")
 
     def chance(epsilon: float) -> str:
-        return _CHANCE.replace("@epsilon@", f"{epsilon}")
+        return _CHANCE.replace("@epsilon@", f"{epsilon}").replace("@seed@", f"{seed}")
 
     return {
         "policy.toml": base + held + chance(EPSILON),
@@ -328,24 +324,22 @@ def _weeks(
     return contacts, dict(sorted(counts.items()))
 
 
-def _tell(
-    store: Store, news: Sequence[OutcomeReport], truth: Truth, now: datetime
-) -> Counter[str]:  # fmt: skip
+def _tell(store: Store, news: Sequence[OutcomeReport], truth: Truth, now: datetime) -> Counter[str]:
     """Report outcomes as the API does; a refusal would be a fault of the simulator."""
     from nextbest.serve.outcomes import record
 
     results = record(store, news, truth.offer_ids, now) if news else []
     for result in results:
         if result.status != "stored":
-            raise StoreError("demo --loop", "a simulated outcome was not kept", "stored",
-                             f"{result.status} {result.detail or ''}".strip())  # fmt: skip
+            raise StoreError("demo --loop", "a simulated outcome was not kept", expected="stored",
+                             got=f"{result.status} {result.detail or ''}".strip())  # fmt: skip
     return Counter(one.outcome_type for one in news)
 
 
 # ------------------------------------------------------------------ what is measured, what is true
 
 
-def _true_effects(played: _Played, step: Step) -> dict[str, float]:
+def _true_effects(played: _Played) -> dict[str, float]:
     """What offers really add per customer: the same quarter, in which those held out get them too.
 
     What the others got is known; the held out are decided for once more, without the holdout.
@@ -409,12 +403,12 @@ def _other(project: Project, played: _Played) -> tuple[PolicyValue, Figure]:
     value = value_of(project, question, lambda _: None)
     decided, t = value.decided, played.answers.truth
     place = {customer: i for i, customer in enumerate(t.customer_ids)}
-    rows = np.array([place[customer] for customer in decided.customer_ids])
+    rows = np.array([place[customer] for customer in decided.customer_ids])[:, None]
     columns = [t.offer_ids.index(offer) for offer in decided.offer_ids]
     # The reward of an answer, as evaluate counts it: one that would have come anyway is one too.
     reward = t.contacted * (t.margin - t.incentive_cost) - t.contact_cost
     shift = (decided.other - decided.logged)[:, :-1]
-    true = float((shift * reward[np.ix_(rows, columns)]).sum() / len(decided))
+    true = float((shift * reward[rows, columns]).sum() / len(decided))
     gain = value.found.primary.difference
     title = "profit per decision that the changed policy adds"
     return value, Figure("changed policy", title, true, gain.value, gain.low, gain.high)
@@ -423,7 +417,7 @@ def _other(project: Project, played: _Played) -> tuple[PolicyValue, Figure]:
 # ------------------------------------------------------------------ the report
 
 
-def _report(project: Project, played: _Played, history: History, step: Step) -> Path:
+def _report(project: Project, played: _Played, history: History) -> Path:
     from nextbest.measure.report.files import write_all
     from nextbest.reporting import report, settings_of
 
@@ -433,7 +427,7 @@ def _report(project: Project, played: _Played, history: History, step: Step) -> 
     until = played.until.replace(tzinfo=None)
     found = report(
         project, history=_history(project, played, history), settings=settings, until=until,
-        simulated=True, made_at=until, progress=lambda _: None,
+        simulated=True, made_at=until,
     )  # fmt: skip
     return write_all(found, project.state / "report")["page"]
 

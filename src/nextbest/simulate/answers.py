@@ -114,7 +114,7 @@ class Answers:
         made = np.zeros(t.contacted.shape, dtype=np.int64)
         for part in decisions:
             day = (part.situation.decided_at - self.start) / timedelta(days=1)
-            for row in np.flatnonzero(part.chosen[:, 0] >= 0):
+            for row in np.flatnonzero(part.chosen[:, 0] >= 0).tolist():
                 i, j = self._place[part.audience.customer_ids[row]], int(part.chosen[row, 0])
                 made[i, j] = 1
                 own = self._unasked.get((i, j), [])
