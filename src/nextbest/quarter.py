@@ -433,13 +433,16 @@ def _report(project: Project, played: _Played, history: History) -> Path:
 
 
 def _history(project: Project, played: _Played, history: History) -> History:
-    """The history until the first decision, and a quarter that repeats the one before.
+    """The history until the first decision, and a quarter in which an earlier one is repeated.
 
-    Customers go on as in the quarter before; simulated purchases come on top. So whatever the
-    report finds changed is what was simulated.
+    Simulated purchases come on top. Not the last quarter is repeated but the one before it, where
+    the data hold it: else everybody who bought would buy again, and nobody could be seen to leave.
     """
     start, until = (moment.replace(tzinfo=None) for moment in (played.start, played.until))
     tables = dict(history.tables)
+    back = timedelta(
+        days=2 * DAYS if history.data_start <= start - timedelta(days=2 * DAYS) else DAYS
+    )
     times = {"transactions": "ordered_at", "events": "event_at",
              "contacts": "contacted_at", "responses": "responded_at"}  # fmt: skip
     for name, at in times.items():
@@ -447,15 +450,15 @@ def _history(project: Project, played: _Played, history: History) -> History:
             before = tables[name].filter(tables[name][at] < start)
             tables[name] = before
             if name in ("transactions", "events"):
-                tables[name] = before.union(_repeated(before, at, start))
+                tables[name] = before.union(_repeated(before, at, start - back, back))
     sales = _purchases(project, tables["transactions"])
     tables["transactions"] = tables["transactions"].union(sales)
     return replace(history, tables=tables, observed_until=until)
 
 
-def _repeated(table: Any, at: str, start: datetime) -> Any:
-    quarter, last = timedelta(days=DAYS), table.filter(table[at] >= start - timedelta(days=DAYS))
-    moved = {name: last[name] + quarter for name in (at, "known_at")}
+def _repeated(table: Any, at: str, since: datetime, back: timedelta) -> Any:
+    last = table.filter((table[at] >= since) & (table[at] < since + timedelta(days=DAYS)))
+    moved = {name: last[name] + back for name in (at, "known_at")}
     if "order_id" in last.columns:
         moved["order_id"] = last.order_id + " again"
     return last.mutate(**moved)
