@@ -9,6 +9,7 @@ import tomllib
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import Ran, Toy, run_cli
 
-from nextbest import quarter, show
+from nextbest import demo, quarter, show
 from nextbest.errors import UsageError
 from nextbest.project import Project
 from nextbest.serve.runtime import load_state
@@ -175,3 +176,19 @@ def test_a_policy_with_a_holdout_of_its_own_is_refused() -> None:
     text = quarter._policies("[clock]\ndecide_as_of = 2023-12-01\n", 1)["policy.toml"]
     assert tomllib.loads(text)["clock"] == {}
     assert tomllib.loads(text)["holdout"]["share"] == quarter.HOLDOUT
+
+
+def test_where_nothing_is_served_the_demo_comes_first(
+    fresh: Path, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def play(_: Project, history: Any, __: Any) -> Any:
+        told.append(history)
+        return SimpleNamespace(to_dict=lambda: found)
+
+    monkeypatch.setattr(demo, "_job", lambda *_: ({"seconds": 1}, "its history"))
+    monkeypatch.setattr(quarter, "play", play)
+    ran = run_cli("demo", "--loop", "--json", "--project", fresh)
+    assert ran.json == {"seconds": 1, "simulated_quarter": found}
+    assert told == ["its history"]  # checked once, not twice
