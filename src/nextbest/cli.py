@@ -524,13 +524,16 @@ def serve(
 @app.command()
 def demo(
     project: ProjectDir = HERE,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Then measure what it earns, in a simulated quarter.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Run the whole job, from raw history to one served decision."""
     from nextbest.demo import run
     from nextbest.project import Project
 
-    run(Project.open(project), as_json=json_)
+    run(Project.open(project), as_json=json_, loop=loop)
 
 
 app.command()(bias)

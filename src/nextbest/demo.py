@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +21,24 @@ from nextbest.errors import Fault, GateRefusal, NextbestError, StoreError
 from nextbest.project import Project
 
 if TYPE_CHECKING:
+    from nextbest.data.contract import History
     from nextbest.learn.registry import Registry
     from nextbest.learn.train import TrainResult
 
 _START_SECONDS = 60
 
 
-def run(project: Project, *, as_json: bool = False) -> None:
+Say = Callable[..., None]
+
+
+def run(project: Project, *, as_json: bool = False, loop: bool = False) -> None:
     """Check, train, promote, refresh, decide and serve once, and print what came out.
 
     Parameters
     ----------
     project : whose data and definitions to use.
     as_json : print one JSON object on standard output instead of tables.
+    loop : go on with a simulated quarter; where something is served already, begin with it.
 
     Raises
     ------
@@ -45,6 +50,32 @@ def run(project: Project, *, as_json: bool = False) -> None:
     def say(*parts: Any) -> None:
         if not as_json:
             show.out(*parts)
+
+    facts: dict[str, Any] = {}
+    history = None
+    if not loop or not (project.serving_state / "current.json").is_file():
+        facts, history = _job(project, say, as_json)
+    if loop:
+        facts["simulated_quarter"] = _loop(project, history, say, as_json)
+    if as_json:
+        print(json.dumps(facts, indent=1, default=str, allow_nan=False))
+
+
+def _loop(project: Project, history: History | None, say: Say, as_json: bool) -> dict[str, Any]:
+    """Play a simulated quarter on what is served, and say what was measured of it."""
+    from nextbest import quarter, show
+
+    with show.steps(quiet=as_json) as step:
+        if history is None:
+            step("read and check the data")
+            history = project.history()
+        found = quarter.play(project, history, step).to_dict()
+    say(*show.quarter(found))
+    return found
+
+
+def _job(project: Project, say: Say, as_json: bool) -> tuple[dict[str, Any], History]:
+    from nextbest import show
 
     began = time.monotonic()
     with show.steps(quiet=as_json) as step:
@@ -91,9 +122,8 @@ def run(project: Project, *, as_json: bool = False) -> None:
         },
         "next": [f"{command}: {what}" for command, what in _next(project, registry).items()],
     }
-    if as_json:
-        print(json.dumps(facts, indent=1, default=str, allow_nan=False))
     say(*_summary(facts, results, _next(project, registry)))
+    return facts, report.history
 
 
 def _promote(

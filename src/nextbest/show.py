@@ -320,6 +320,38 @@ def _because(offer: Mapping[str, Any]) -> str:
     return f"{reason}: {why}" if step == "contact_policy" else str(why)
 
 
+def quarter(found: Mapping[str, Any]) -> Iterator[Any]:
+    """Show a simulated quarter: what happened, and what was measured beside what is true."""
+    arms = ", ".join(f"{n:,} in {arm}" for arm, n in found["arms"].items())
+    offers = ", ".join(f"{o} {n:,} times" for o, n in found["offers"].items() if n)
+    told = ", ".join(f"{n:,} {kind}s" for kind, n in found["outcomes"].items())
+    yield (
+        f"\nA SIMULATED QUARTER from {found['from'][:10]}: customers, scores and offers are the "
+        "project's, every answer and purchase is simulated."
+    )
+    yield f"  decided   {found['decisions']:,} decisions in {found['weeks']} weekly batches: {arms}"
+    yield f"  offered   {offers or 'nothing'}"
+    yield f"  simulated {told or 'nothing'}, reported as the API's callers report them"
+    table = _table(
+        "measured", "truth", "estimate", "95% interval", "holds it",
+        right=("truth", "estimate", "95% interval"),
+    )  # fmt: skip
+    for row in found["figures"]:
+        figures = [f"{row[k]:+,.4f}" for k in ("truth", "value")]
+        span = f"{row['low']:+,.4f} to {row['high']:+,.4f}"
+        table.add_row(row["name"], *figures, span, "yes" if row["inside"] else "no")
+    yield _titled("What was measured, and the truth that only a simulation knows", table)
+    for row in found["figures"]:
+        yield f"{row['name']}: {row['title']}."
+    yield (
+        f"Changed policy: {found['changed_policy']}. From the log alone: {found['verdict']}\n"
+        "Of a hundred such intervals about five miss the truth."
+    )
+    yield f"\nDone in {found['seconds']:.0f} s. Nothing of it is in the project's own store."
+    for name in ("policy", "store", "report"):
+        yield f"  {name:<10}{found['files'][name]}"
+
+
 def experiment(found: Reading) -> Iterator[Any]:
     """Show what an experiment says: customers per arm, then a sentence for each comparison."""
     from nextbest.measure.words import amount

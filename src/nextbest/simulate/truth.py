@@ -24,7 +24,7 @@ class Truth:
     customer_ids, offer_ids : n customers and m offers, in the order of rows and columns.
     contacted : (n, m) P(buys what is offered within the window | contacted with the offer).
     left_alone : (n, m) P(the same | not contacted).
-    margin, incentive_cost, contact_cost : (m,) currency.
+    margin, incentive_cost, contact_cost : (m,) or (n, m) currency.
     """
 
     customer_ids: tuple[str, ...]
