@@ -34,11 +34,12 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	# A file stays with one worker, so that its fixtures are made once.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	# A file stays with one worker, so that its fixtures are made once. Workers use the cores as it
+	# is: threads of their own would wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 coverage: lint
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

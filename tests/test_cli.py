@@ -88,7 +88,7 @@ def test_every_command_and_option_is_explained(name: str) -> None:
 
 def test_every_command_takes_a_project() -> None:
     without = {n for n, c in commands().items() if "project" not in {p.name for p in c.params}}
-    assert without == {"init", "evaluate", "experiment plan", "simulate"}  # they need none
+    assert without == {"init", "experiment plan", "simulate"}  # they need none
 
 
 def test_json_is_everywhere_an_analyst_would_pipe() -> None:

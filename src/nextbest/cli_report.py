@@ -33,7 +33,7 @@ def report(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Say what happened, for whom, and what to look at: one page, and its data."""
+    """Say what happened, for whom, and what to look at."""
     from nextbest import show
     from nextbest.measure.report.files import write_all
     from nextbest.project import Project

@@ -65,7 +65,7 @@ def test_a_decision_can_be_read_back_with_its_trace_and_outcomes(client: TestCli
         "outcome_id": "o1",
         "decision_id": answer["decision_id"],
         "outcome_type": "response",
-        "occurred_at": "2020-03-01T10:00:00+02:00",
+        "occurred_at": "2020-03-01T12:00:00+02:00",
         "value": 12.5,
     }
     assert client.post("/v1/outcomes", json=report).status_code == 200
@@ -82,7 +82,7 @@ def test_a_decision_can_be_read_back_with_its_trace_and_outcomes(client: TestCli
             "customer_id": "c01",
             "offer_id": answer["offers"][0]["offer_id"],
             "outcome_type": "response",
-            "occurred_at": "2020-03-01T08:00:00Z",
+            "occurred_at": "2020-03-01T10:00:00Z",
             "value": 12.5,
         }
     ]
