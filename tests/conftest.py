@@ -38,6 +38,7 @@ _WHOLE = (
     "test_cli.py",  # not beside test_jobs.py: one of the two would wait for the toy shop
     "test_cli_store.py",
     "test_demo.py",
+    "test_quarter.py",
     "test_guide.py",
     "test_starbucks.py",
     "test_simulate.py",

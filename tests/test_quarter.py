@@ -68,7 +68,7 @@ def test_the_truth_is_found(found: dict[str, Any]) -> None:
     """Draws hang on the runs' ids, so every run is another quarter: within four standard errors.
 
     How often intervals hold the truth is counted in ``test_policy_value.py`` and
-    ``test_experiments.py``.
+    ``tests/measure``.
     """
     assert [f["name"] for f in found["figures"]] == ["revenue", "margin", "changed policy"]
     for row in found["figures"]:
