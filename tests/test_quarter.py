@@ -64,25 +64,19 @@ def figure(found: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(row)
 
 
-def test_the_truth_is_found(found: dict[str, Any]) -> None:
-    """Draws hang on the runs' ids, so every run is another quarter: within four standard errors.
-
-    How often intervals hold the truth is counted in ``test_policy_value.py`` and
-    ``tests/measure``.
-    """
+def test_the_intervals_hold_the_truth(found: dict[str, Any]) -> None:
     assert [f["name"] for f in found["figures"]] == ["revenue", "margin", "changed policy"]
     for row in found["figures"]:
-        assert row["inside"] is (row["low"] <= row["truth"] <= row["high"])
+        assert row["inside"] is (row["low"] <= row["truth"] <= row["high"]) is True
         assert row["low"] < row["value"] < row["high"]
-        assert abs(row["value"] - row["truth"]) < row["high"] - row["low"]
     assert figure(found, "revenue")["truth"] > 0
 
 
 def test_the_verdict_on_the_changed_policy_is_right(found: dict[str, Any]) -> None:
     gain = figure(found, "changed policy")
     assert gain["truth"] > 0  # chance costs money here, so less of it earns more
-    assert found["call"] in ("ship", "test further", "cannot say"), found["verdict"]
-    assert found["call"] != "ship" or gain["low"] > 0
+    assert found["call"] in ("ship", "test further"), found["verdict"]
+    assert (found["call"] == "ship") is (gain["low"] > 0)
     changed, own = (tomllib.loads(Path(found["files"][name]).read_text())["exploration"]
                     for name in ("changed_policy", "policy"))  # fmt: skip
     assert changed["epsilon"] < own["epsilon"]

@@ -180,6 +180,24 @@ def play(project: Project, history: History, step: Step, seed: int = SEED) -> Qu
 # ------------------------------------------------------------------ the folder and the policies
 
 
+def _serve_alike(served: Path, copy: Path) -> None:
+    """Write the bundle that is served once more, without the ids of the runs that made it.
+
+    Draws follow the bundle's id: models trained again to the same numbers give the same quarter.
+    """
+    from nextbest.serve.bundle import ModelSource, load_bundle, write_bundle
+
+    bundle = load_bundle(served)
+    models = {
+        name: ModelSource(served / bundle.id / "models" / name, model.version)
+        for name, model in bundle.models.items()
+    }
+    write_bundle(
+        copy, models, bundle.profiles,
+        offers=bundle.offers, contacts=bundle.contacts, recent=bundle.recent,
+    )  # fmt: skip
+
+
 def _copy(project: Project, seed: int) -> Path:
     """Copy the rooms and what is served, beside a policy with holdout and chance."""
     folder = project.state / FOLDER
@@ -187,7 +205,7 @@ def _copy(project: Project, seed: int) -> Path:
     for room in ("models", "training", "serving"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(project.root / room, folder / room, ignore=ignore)
-    shutil.copytree(project.serving_state, folder / ".nextbest" / "serving")
+    _serve_alike(project.serving_state, folder / ".nextbest" / "serving")
     if (project.state / "mlflow.db").is_file():  # what the report says of the models
         shutil.copy(project.state / "mlflow.db", folder / ".nextbest" / "mlflow.db")
     serving = folder / "serving"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,7 +13,7 @@ from nextbest.serve.store.once import keep_once
 from nextbest.serve.store.rows import now
 from nextbest.serve.store.tables import OUTCOMES
 
-__all__ = ["find", "keep"]
+__all__ = ["find", "keep", "outcome_of"]
 
 
 def keep(connection: sa.Connection, outcomes: Sequence[Outcome]) -> list[ReportStatus]:
@@ -31,15 +32,17 @@ def find(
         query = query.where(OUTCOMES.c.customer_id == customer_id)
     if decision_id is not None:
         query = query.where(OUTCOMES.c.decision_id == decision_id)
-    return [
-        Outcome(
-            outcome_id=row.outcome_id,
-            customer_id=row.customer_id,
-            offer_id=row.offer_id,
-            outcome_type=row.outcome_type,
-            occurred_at=row.occurred_at.replace(tzinfo=UTC),
-            value=row.value,
-            decision_id=row.decision_id,
-        )
-        for row in connection.execute(query)
-    ]
+    return [outcome_of(row) for row in connection.execute(query)]
+
+
+def outcome_of(row: sa.Row[Any]) -> Outcome:
+    """Return what a row of the table says."""
+    return Outcome(
+        outcome_id=row.outcome_id,
+        customer_id=row.customer_id,
+        offer_id=row.offer_id,
+        outcome_type=row.outcome_type,
+        occurred_at=row.occurred_at.replace(tzinfo=UTC),
+        value=row.value,
+        decision_id=row.decision_id,
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from nextbest.serve.records import LoggedContact, LoggedDecision, Outcome
+from nextbest.serve.store.outcomes import outcome_of
 from nextbest.serve.store.rows import rows_in
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 
@@ -73,15 +74,4 @@ def outcomes_after(connection: sa.Connection, last: str, size: int) -> list[Outc
     """Return the next outcomes in the order of their ids; ``last`` as in `decisions_after`."""
     named = OUTCOMES.c
     query = sa.select(OUTCOMES).where(named.outcome_id > last).order_by(named.outcome_id)
-    return [
-        Outcome(
-            outcome_id=row.outcome_id,
-            customer_id=row.customer_id,
-            offer_id=row.offer_id,
-            outcome_type=row.outcome_type,
-            occurred_at=row.occurred_at.replace(tzinfo=UTC),
-            value=row.value,
-            decision_id=row.decision_id,
-        )
-        for row in connection.execute(query.limit(size))
-    ]
+    return [outcome_of(row) for row in connection.execute(query.limit(size))]
