@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -185,6 +186,23 @@ def test_processes_that_start_at_once_make_one_store(url: str) -> None:
             (SCHEMA_VERSION,)
         ]
     database.engine.dispose()
+
+
+def test_opening_a_store_waits_for_whoever_writes_before_there_is_a_write_ahead_log(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE other (x)")
+    assert path.read_bytes()[18:20] == b"\1\1"
+    # SQLite says "locked" here at once, however patient it was told to be.
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.3, other.rollback)
+    done.start()
+    Database(f"sqlite:///{path}", 5_000).engine.connect().close()
+    done.join()
+    other.close()
+    assert path.read_bytes()[18:20] == b"\2\2"  # the file's format: a write-ahead log is kept
 
 
 def test_opening_a_store_of_today_does_not_load_alembic(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ class Database:
             connection.isolation_level = None
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
-            cursor.execute("PRAGMA journal_mode=WAL")
+            _keep_a_journal_to_write_ahead(cursor, busy_timeout_ms)
             cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
             # What is removed is overwritten: a person who was erased is not in the file any more.
@@ -185,6 +186,25 @@ class Database:
                 engine.dispose()
 
         return engine
+
+
+def _keep_a_journal_to_write_ahead(cursor: Any, patience_ms: int) -> None:
+    """Turn the write-ahead log on, also where others turn it on in the same moment.
+
+    SQLite does not wait by itself here, whatever its ``busy_timeout``: this reads the file and
+    then wants to write it, as somebody else may who waits for readers to go, so it gives up at once.
+    """
+    until = time.monotonic() + patience_ms / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
