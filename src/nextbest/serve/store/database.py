@@ -192,7 +192,7 @@ def _keep_a_journal_to_write_ahead(cursor: Any, patience_ms: int) -> None:
     """Turn the write-ahead log on, also where others turn it on in the same moment.
 
     SQLite does not wait by itself here, whatever its ``busy_timeout``: this reads the file and
-    then wants to write it, as somebody else may who waits for readers to go, so it gives up at once.
+    then wants to write it, as somebody else may who waits for readers to go; so it gives up.
     """
     until = time.monotonic() + patience_ms / 1000
     while True:
