@@ -2,8 +2,9 @@
 
 Deciding for sixteen customers together takes little longer than deciding for one, and gives each
 the same decision. So whoever waits when the event loop has read its sockets is served together;
-while the disk works, the next gather. About one customer there is one decision at a time, so that
-caps hold exactly.
+until it is on disk, the next gather. One group at a time: two would be smaller, cost as much each,
+and take the interpreter from each other. About one customer there is one decision at a time, so
+that caps hold exactly.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ __all__ = ["Line", "Served", "Turns", "Waiting"]
 
 GROUP_LIMIT = 64
 LINE_LIMIT = 4_096
-# One group is on its way to the disk, and the next is handed in meanwhile.
-GROUPS_AT_ONCE = 2
 
 A = TypeVar("A")
 
@@ -123,7 +122,7 @@ class Line(Generic[A]):
         self._serve = serve
         self._quick = quick
         self._waiting: deque[Waiting[A]] = deque()
-        self._groups = 0
+        self._busy = False
         self._called = False
         self._thread: ThreadPoolExecutor | None = None
 
@@ -146,7 +145,7 @@ class Line(Generic[A]):
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
         """See who is next, after everything that has arrived is read."""
-        if not self._called and self._groups < GROUPS_AT_ONCE:
+        if not (self._called or self._busy):
             self._called = True
             loop.call_soon(self._turn, loop)
 
@@ -154,12 +153,12 @@ class Line(Generic[A]):
         self._called = False
         group = self._take()
         if not group:
-            if self._waiting and not self._groups:
+            if self._waiting:
                 # Somebody off this line has the turn of the first: look again in a moment.
                 self._called = True
                 loop.call_later(0.001, self._turn, loop)
             return
-        self._groups += 1
+        self._busy = True
         if self._quick():
             self._served(loop, group, self._serve(group))
         else:
@@ -204,7 +203,6 @@ class Line(Generic[A]):
             self._end(loop)
         else:
             self._when(loop, served.kept, lambda kept: self._kept(loop, rest, served, kept))
-            self._call(loop)
 
     def _kept(
         self,
@@ -224,7 +222,7 @@ class Line(Generic[A]):
         self._end(loop)
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._groups -= 1
+        self._busy = False
         if self._waiting:
             self._call(loop)
 
