@@ -43,7 +43,7 @@ def test_what_was_written_is_read(folder: Path, profiles: Profiles) -> None:
     assert bundle.sources["propensity"]["aliases"] == ["champion"]
     assert np.array_equal(bundle.profiles.matrix, profiles.matrix, equal_nan=True)
     assert bundle.as_of.isoformat() == "2020-03-01T00:00:00+00:00"
-    assert isinstance(bundle.profiles.matrix, np.memmap)
+    assert isinstance(bundle.profiles.matrix.base, np.memmap)
 
 
 def test_the_same_content_has_the_same_id_and_other_content_another(

@@ -128,7 +128,8 @@ class Profiles:
                         expected=f"format {FORMAT} with the manifest's SHA-256",
                         action="Run `nextbest refresh` to build the profiles again.",
                     )
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+                # As a plain array over the mapped file: `np.memmap` adds to each look at it.
+                arrays[name] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
             profiles = cls(
                 version=m["version"],
                 as_of=datetime.fromisoformat(m["as_of"]),

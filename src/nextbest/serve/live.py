@@ -92,11 +92,6 @@ class Overlay:
         return {name: i for i, name in enumerate(self.bundle.profiles.columns)}
 
     @cached_property
-    def _matrix(self) -> Array:
-        """The profiles' matrix, without what a memory map adds to each look at it."""
-        return np.asarray(self.bundle.profiles.matrix)
-
-    @cached_property
     def _sources(self) -> tuple[_Source, ...]:
         features, found = self.bundle.profiles.features, []
         for table, recent in self.bundle.recent.items():
@@ -179,7 +174,7 @@ class Overlay:
 
         Of whom the table tells nothing new, they are as of the refresh.
         """
-        values = self._matrix[rows[positions]][:, source.places]
+        values = self.bundle.profiles.matrix[rows[positions]][:, source.places]
         who, at, kinds = zip(*since, strict=True)
         each, own = np.unique(who, return_inverse=True)
         mine = np.searchsorted(positions, each)
