@@ -2,19 +2,17 @@
 
 import html
 import json
-import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from functools import lru_cache
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import pages
 import pytest
 import shelf
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import needs_chromium, text_of
 from shelf import Shelf
 from typer.testing import CliRunner
 
@@ -27,7 +25,6 @@ from nextbest.learn.compare_html import MEANINGS, render, write
 from nextbest.learn.statistics import METRICS
 from nextbest.project import Project
 
-CHROMIUM = shutil.which("chromium")
 EVIL = '"><script>alert(1)</script>&amp;<b onload=x>'
 
 
@@ -70,13 +67,7 @@ def page(name):
 
 @lru_cache(maxsize=8)
 def tree(name):
-    text = page(name)
-    assert text.startswith("<!DOCTYPE html>\n")
-    return ET.fromstring(text.partition("\n")[2])
-
-
-def text_of(element):
-    return " ".join("".join(element.itertext()).split())
+    return pages.tree_of(page(name))
 
 
 # ------------------------------------------------------------------ valid and self-contained
@@ -84,45 +75,17 @@ def text_of(element):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_loaded_and_nothing_runs(name):
-    root = tree(name)
-    assert not list(root.iter("script")) and not list(root.iter("img"))
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            assert not key.startswith("on"), key
-            if key in ("href", "src", "srcset", "action"):
-                assert value.startswith(("#", "data:,")), value
-    style = text_of(root.find("head/style"))
-    assert "url(" not in style and "@import" not in style and "http" not in style
-    policy = root.find("head/meta[@http-equiv]").get("content")
-    assert policy.startswith("default-src 'none';")
-    assert len(page(name)) < 250_000
+    pages.assert_nothing_is_loaded_and_nothing_runs(page(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_unique_and_every_reference_arrives(name):
-    root = tree(name)
-    ids = [e.get("id") for e in root.iter() if e.get("id")]
-    assert len(ids) == len(set(ids))
-    wanted = [e.get("aria-labelledby") for e in root.iter() if e.get("aria-labelledby")]
-    wanted += [e.get("href")[1:] for e in root.iter("a")]
-    assert set(wanted) <= set(ids)
+    pages.assert_every_reference_arrives(page(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_whoever_cannot_see_it_hears_the_same(name):
-    root = tree(name)
-    assert root.get("lang") == "en" and text_of(root.find("head/title"))
-    for picture in root.iter("svg"):
-        named = picture.get("aria-label") or picture.get("aria-labelledby")
-        assert (picture.get("role") == "img" and named) or picture.get("aria-hidden") == "true"
-    for table in root.iter("table"):
-        assert text_of(table.find("caption"))
-        assert all(th.get("scope") in ("row", "col") for th in table.iter("th"))
-        columns = len(table.findall("thead/tr/th"))
-        assert {len(row) for row in table.findall("tbody/tr")} <= {columns}
-    levels = [int(e.tag[1]) for e in root.iter() if re.fullmatch("h[1-6]", e.tag)]
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in pairwise(levels))
+    pages.assert_whoever_cannot_see_it_hears_the_same(page(name))
 
 
 def test_names_from_the_data_stay_names():
@@ -275,67 +238,18 @@ def test_a_curve_between_its_points():
 # ------------------------------------------------------------------ a real browser
 
 WIDTHS = (320, 390, 768, 1280)
-_PROBE = """
-window.addEventListener('load', () => {
-  const said = [...document.querySelectorAll('iframe')].map(f => {
-    const d = f.contentDocument, root = d.documentElement;
-    const inside = e => e.closest('.scroll') === null;
-    const wide = [...d.body.querySelectorAll('*')].filter(inside)
-      .filter(e => e.getBoundingClientRect().right > root.clientWidth + 1)
-      .map(e => e.tagName + '.' + e.getAttribute('class'));
-    return {name: f.dataset.name, width: f.clientWidth, page: root.scrollWidth, wide,
-      tags: [...d.querySelectorAll('*')].map(e => e.tagName.toLowerCase()),
-      loaded: f.contentWindow.performance.getEntriesByType('resource').map(r => r.name),
-      small: [...d.querySelectorAll('main *:not(svg *)')]
-        .filter(e => parseFloat(f.contentWindow.getComputedStyle(e).fontSize) < 11).length,
-      height: root.scrollHeight};
-  });
-  document.getElementById('said').textContent = JSON.stringify(said);
-});
-"""
 
 
-def browse(tmp_path, url):
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr", "--window-size=1400,1000", "--dump-dom", url,
-    ]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stderr[-2_000:]
-    said = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
-    return ran.stdout, said
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_a_browser_shows_every_page_at_every_width_without_a_complaint(tmp_path):
-    frames = "".join(
-        f'<iframe data-name="{name}" style="width:{width}px;height:900px;border:0" '
-        f'srcdoc="{html.escape(page(name))}"></iframe>'
-        for name in NAMES
-        for width in (WIDTHS if name in ("two", "many", "value") else (390,))
-    )
-    harness = tmp_path / "harness.html"
-    harness.write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><pre id="said"></pre>{frames}'
-        f"<script>{_PROBE}</script>",
-        "utf-8",
-    )
-    dom, complaints = browse(tmp_path, harness.as_uri())
-    assert complaints == []
-    said = json.loads(html.unescape(re.search('<pre id="said">(.*?)</pre>', dom, re.S).group(1)))
-    assert len(said) == 4 * 3 + 4
-    for frame in said:
-        where = (frame["name"], frame["width"])
-        assert frame["page"] <= frame["width"] and frame["wide"] == [], where
-        assert frame["loaded"] == [] and frame["small"] == 0 and frame["height"] > 500, where
-        # The browser had nothing to mend: its tree is ours, element by element.
-        assert frame["tags"] == [e.tag for e in tree(frame["name"]).iter()], where
+    wide = ("two", "many", "value")
+    wanted = [(name, page(name), w) for name in NAMES for w in (WIDTHS if name in wide else (390,))]
+    pages.assert_a_browser_shows(tmp_path, wanted)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_a_browser_opens_the_file_itself(tmp_path):
     file = tmp_path / "page.html"
     write(comparisons()["two"], file)
-    dom, complaints = browse(tmp_path, file.as_uri())
+    dom, complaints = pages.browse(tmp_path, "--dump-dom", file.as_uri())
     assert complaints == [] and "Is it better?" in dom

@@ -1,24 +1,22 @@
 """The report: what it finds, the page in a real browser, and the data behind it."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import pairwise
 
 import kpi_shop as toy
 import numpy as np
+import pages
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kpi_shop import COPIES, RATES, SETTINGS, UNTIL
+from pages import needs_chromium, text_of
 
 from nextbest.errors import UsageError
 from nextbest.measure.collect import collect, outcome_of
@@ -32,7 +30,6 @@ from nextbest.measure.report.findings import findings
 from nextbest.measure.report.page import render
 from nextbest.measure.tables import BEFORE, Watch, customers
 
-CHROMIUM = shutil.which("chromium")
 EVIL = '"><script>alert(1)</script>&amp;<b onload=x>'
 
 
@@ -90,11 +87,7 @@ def page(name):
 
 @lru_cache(maxsize=2)
 def tree(name):
-    return ET.fromstring(page(name).partition("\n")[2])
-
-
-def text_of(element):
-    return " ".join("".join(element.itertext()).split())
+    return pages.tree_of(page(name))
 
 
 # ------------------------------------------------------------------ what it says
@@ -164,35 +157,17 @@ def test_a_factor_that_alone_has_moved_explains_everything():
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_nothing_is_loaded_and_nothing_runs(name):
-    root = tree(name)
-    assert not list(root.iter("script")) and not list(root.iter("img"))
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            assert not key.startswith("on"), key
-            if key in ("href", "src", "srcset", "action"):
-                assert value.startswith(("#", "data:,")), value
-    style = text_of(root.find("head/style"))
-    assert "url(" not in style and "@import" not in style and "http" not in style
-    assert len(page(name)) < 250_000
+    pages.assert_nothing_is_loaded_and_nothing_runs(page(name))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_ids_are_unique_and_every_reference_arrives(name):
+    pages.assert_every_reference_arrives(page(name))
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_whoever_cannot_see_it_hears_the_same(name):
-    root = tree(name)
-    ids = [e.get("id") for e in root.iter() if e.get("id")]
-    assert len(ids) == len(set(ids))
-    wanted = [e.get("aria-labelledby") for e in root.iter() if e.get("aria-labelledby")]
-    assert set(wanted) <= set(ids)
-    for picture in root.iter("svg"):
-        named = picture.get("aria-label") or picture.get("aria-labelledby")
-        assert (picture.get("role") == "img" and named) or picture.get("aria-hidden") == "true"
-    for table in root.iter("table"):
-        assert text_of(table.find("caption"))
-        assert all(th.get("scope") in ("row", "col") for th in table.iter("th"))
-        columns = len(table.findall("thead/tr/th"))
-        assert {len(row) for row in table.findall("tbody/tr")} <= {columns}
-    levels = [int(e.tag[1]) for e in root.iter() if re.fullmatch("h[1-6]", e.tag)]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+    pages.assert_whoever_cannot_see_it_hears_the_same(page(name))
 
 
 def test_names_from_the_data_stay_names():
@@ -273,67 +248,19 @@ def test_bars_start_at_zero():
 
 # ------------------------------------------------------------------ a real browser
 
-_PROBE = """
-window.addEventListener('load', () => {
-  const said = [...document.querySelectorAll('iframe')].map(f => {
-    const d = f.contentDocument, root = d.documentElement;
-    const inside = e => e.closest('.scroll') === null && e.closest('svg') === null;
-    const wide = [...d.body.querySelectorAll('*')].filter(inside)
-      .filter(e => e.getBoundingClientRect().right > root.clientWidth + 1)
-      .map(e => e.tagName + '.' + e.getAttribute('class') + ':' + e.textContent.slice(0, 30));
-    return {name: f.dataset.name, width: f.clientWidth, page: root.scrollWidth, wide,
-      tags: [...d.querySelectorAll('*')].map(e => e.tagName.toLowerCase()),
-      loaded: f.contentWindow.performance.getEntriesByType('resource').map(r => r.name),
-      small: [...d.querySelectorAll('main *:not(svg *)')]
-        .filter(e => parseFloat(f.contentWindow.getComputedStyle(e).fontSize) < 11).length,
-      height: root.scrollHeight};
-  });
-  document.getElementById('said').textContent = JSON.stringify(said);
-});
-"""
 
-
-def browse(tmp_path, *options):
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr", "--window-size=1400,1000", *options,
-    ]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stderr[-2_000:]
-    return ran.stdout, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_a_browser_shows_it_at_every_width_without_a_complaint(tmp_path):
-    frames = "".join(
-        f'<iframe data-name="{name}" style="width:{width}px;height:900px;border:0" '
-        f'srcdoc="{html.escape(page(name))}"></iframe>'
-        for name in REPORTS
-        for width in ((320, 390, 768, 1280) if name == "full" else (390,))
-    )
-    harness = tmp_path / "harness.html"
-    harness.write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><pre id="said"></pre>{frames}'
-        f"<script>{_PROBE}</script>",
-        "utf-8",
-    )
-    dom, complaints = browse(tmp_path, "--dump-dom", harness.as_uri())
-    assert complaints == []
-    said = json.loads(html.unescape(re.search('<pre id="said">(.*?)</pre>', dom, re.S).group(1)))
-    assert len(said) == 5
-    for frame in said:
-        where = (frame["name"], frame["width"])
-        assert frame["page"] <= frame["width"] and frame["wide"] == [], (where, frame["wide"])
-        assert frame["loaded"] == [] and frame["small"] == 0 and frame["height"] > 500, where
-        assert frame["tags"] == [e.tag for e in tree(frame["name"]).iter()], where
+    widths = {"full": (320, 390, 768, 1280)}
+    wanted = [(name, page(name), width) for name in REPORTS for width in widths.get(name, (390,))]
+    pages.assert_a_browser_shows(tmp_path, wanted)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_a_browser_prints_it(tmp_path):
     file, paper = tmp_path / "page.html", tmp_path / "page.pdf"
     file.write_text(page("full"), "utf-8")
-    _, complaints = browse(tmp_path, f"--print-to-pdf={paper}", file.as_uri())
+    _, complaints = pages.browse(tmp_path, f"--print-to-pdf={paper}", file.as_uri())
     assert complaints == [] and paper.read_bytes().startswith(b"%PDF")
-    pages = len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes()))
-    assert 2 <= pages <= 12
+    sheets = len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes()))
+    assert 2 <= sheets <= 12
