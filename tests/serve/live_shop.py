@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nextbest import jobs
 from nextbest.data import snapshots
 from nextbest.data.contract import History
 from nextbest.data.features import Feature
 from nextbest.data.groups import contacts, demographics, engagement, offer, responses
 from nextbest.data.profiles import Profiles, from_frames
+from nextbest.jobs import refreshing
 from nextbest.learn import artifact
 from nextbest.learn.estimators import FeatureEncoder, linear
 from nextbest.serve.bundle import ModelSource, write_bundle
@@ -169,7 +169,7 @@ def refresh(project: Path, models: Path, past: History, as_of: datetime) -> str:
     """Make a bundle of the warehouse as of a moment, and the one that is served."""
     laid_out = profiles(models, past, as_of)
     sources = {name: ModelSource(models / name, 1) for name in ("propensity", "churn")}
-    recent = jobs._recent_rows(past, laid_out)
+    recent = refreshing.recent_rows(past, laid_out)
     return write_bundle(project / ".nextbest" / "serving", sources, laid_out, recent=recent)
 
 

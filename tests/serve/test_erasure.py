@@ -15,8 +15,8 @@ import pytest
 import shop
 from fastapi.testclient import TestClient
 
-from nextbest import jobs
 from nextbest.errors import NotFoundError
+from nextbest.jobs import refreshing
 from nextbest.project import Project
 from nextbest.serve import person
 from nextbest.serve.audit import Change, verify
@@ -326,14 +326,14 @@ def test_a_refresh_without_the_person_forgets_who_was_erased(
     opened, store = Project.open(project), open_store(project)
     with monkeypatch.context() as shared:
         shared.setenv("NEXTBEST_STORE", f"sqlite:///{project}/.nextbest/store.db")
-        jobs._forget_who_is_gone(opened)
+        refreshing.forget_who_is_gone(opened)
         assert len(store.erased().hashes) == 2  # another machine may have the bundle still
-    jobs._forget_who_is_gone(opened)
+    refreshing.forget_who_is_gone(opened)
     known = store.erased()
     assert WHO in known and "never-in-a-bundle" not in known
     for folder in opened.serving_state.glob("*/profiles"):
         shutil.rmtree(folder)
-    jobs._forget_who_is_gone(opened)
+    refreshing.forget_who_is_gone(opened)
     assert store.erased().hashes == frozenset()
     store.close()
 

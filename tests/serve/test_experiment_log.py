@@ -13,8 +13,8 @@ import shop
 from fastapi.testclient import TestClient
 
 from nextbest.errors import DataError
-from nextbest.experiments import Asked, FromLog, read_log
 from nextbest.measure.experiment import Design
+from nextbest.proof.experiments import Asked, FromLog, read_log
 from nextbest.serve.records import Outcome
 from nextbest.serve.runtime import open_store
 

@@ -14,8 +14,8 @@ from shop import CUSTOMERS, NOW, frames
 from test_runtime import edit
 from typer.testing import CliRunner
 
-from nextbest.bias import approval_of, examine
 from nextbest.cli import app
+from nextbest.cli.bias import approval_of, examine
 from nextbest.decide.contact import ContactHistory
 from nextbest.errors import ConfigError
 from nextbest.serve import approvals

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextbest.cli_options import HERE, Json, ProjectDir, show_json
+from nextbest.cli.options import HERE, Json, ProjectDir, show_json
 
 if TYPE_CHECKING:
     from nextbest.serve.store import Store

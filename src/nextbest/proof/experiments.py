@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nextbest.errors import DataError, NotFoundError
-from nextbest.logbook import Logbook, opened
 from nextbest.project import Project
+from nextbest.proof.logbook import Logbook, opened
 
 if TYPE_CHECKING:
     from nextbest.measure.entrants import Entered, Purchases

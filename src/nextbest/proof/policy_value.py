@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import numpy as np
 
 from nextbest.errors import DataError, Fault, UsageError
-from nextbest.logbook import Logbook, opened, store_of
 from nextbest.project import Project
+from nextbest.proof.logbook import Logbook, opened, store_of
 
 if TYPE_CHECKING:
     from nextbest.decide.policy import Policy

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nextbest.cli_options import HERE, Json, ProjectDir, show_json
+from nextbest.cli.options import HERE, Json, ProjectDir, show_json
 from nextbest.errors import UsageError
 
 __all__ = ["report"]
@@ -37,8 +37,8 @@ def report(
     from nextbest import show
     from nextbest.measure.report.files import write_all
     from nextbest.project import Project
-    from nextbest.reporting import report as measured
-    from nextbest.reporting import settings_of
+    from nextbest.proof.reporting import report as measured
+    from nextbest.proof.reporting import settings_of
 
     opened = Project.open(project)
     settings = settings_of(opened)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextbest.cli_options import HERE, Json, ProjectDir, show_json
+from nextbest.cli.options import HERE, Json, ProjectDir, show_json
 from nextbest.errors import ConfigError
 
 if TYPE_CHECKING:

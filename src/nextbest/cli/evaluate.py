@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextbest.cli_options import HERE, Json, ProjectDir, show_json
+from nextbest.cli.options import HERE, Json, ProjectDir, show_json
 from nextbest.errors import ConfigError, DataError, FitError, NextbestError, UsageError
 
 if TYPE_CHECKING:
     from nextbest.learn.gates import GateResult
-    from nextbest.policy_value import PolicyValue, Question
     from nextbest.project import Project
+    from nextbest.proof.policy_value import PolicyValue, Question
 
 __all__ = ["evaluate"]
 
@@ -68,8 +68,8 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """What another policy would have earned on logged choices."""
-    from nextbest.policy_value import Question
     from nextbest.project import Project
+    from nextbest.proof.policy_value import Question
 
     if (policy is None) == (log is None) or (log is None) != (target is None):
         raise UsageError("evaluate", "the question is not clear",
@@ -120,7 +120,7 @@ def _from_log(
     from nextbest import show
     from nextbest.decide.policy import Policy
     from nextbest.measure.ope import page, text
-    from nextbest.policy_value import value_of
+    from nextbest.proof.policy_value import value_of
 
     limit = Policy.load(question.policy).tables.gates.max_loss_per_1000_decisions
     if forced is not None and limit is None:
@@ -155,7 +155,7 @@ def _from_log(
 
 def _keep(project: Project, value: PolicyValue, gate: GateResult, forced: str | None) -> None:
     """Write down whether the policy may go live, as far as the log can tell."""
-    from nextbest.policy_value import approve
+    from nextbest.proof.policy_value import approve
 
     said = gate.message if forced is None else f"{gate.message}; approved all the same: {forced}"
     approve(project, value.policy, gate.passed or forced is not None, said,
@@ -167,7 +167,7 @@ def _keep_refusal(
 ) -> None:
     """Where a gate is to be passed, write down that the log could not answer, and why."""
     from nextbest.decide.policy import Policy
-    from nextbest.policy_value import approve
+    from nextbest.proof.policy_value import approve
 
     policy = Policy.load(question.policy)
     if policy.tables.gates.must_pass():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nextbest.cli_options import HERE, Json, ProjectDir, show_json
+from nextbest.cli.options import HERE, Json, ProjectDir, show_json
 from nextbest.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,11 +140,11 @@ def read(
 ) -> None:
     """Say what the policy earned against the holdout and every other arm."""
     from nextbest import show
-    from nextbest.experiments import DEFAULT_DAYS, Asked, read_log
     from nextbest.measure.collect import collect, open_file, outcome_of
     from nextbest.measure.experiment import DEFAULT_PLANNED, Design, read
     from nextbest.measure.tables import BEFORE, Watch, customers
     from nextbest.project import Project
+    from nextbest.proof.experiments import DEFAULT_DAYS, Asked, read_log
 
     names, segments = outcome or [], by or []
     where = str(file or "experiment")
@@ -211,8 +211,8 @@ def read(
 
 def _source(project: Path, source: str | None, file: Path | None, start: datetime | None) -> str:
     """Say where an experiment is read from: a file, the decision log, or the tables."""
-    from nextbest.logbook import has_decisions
     from nextbest.project import Project
+    from nextbest.proof.logbook import has_decisions
 
     if source not in (None, "log", "tables"):
         raise UsageError("--source", "unknown", expected="log or tables", got=source)

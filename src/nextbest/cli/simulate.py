@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextbest.cli_options import Json, show_json
+from nextbest.cli.options import Json, show_json
 
 if TYPE_CHECKING:
     from nextbest.simulate import Shop

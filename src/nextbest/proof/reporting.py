@@ -186,7 +186,7 @@ def _log(
 ) -> Iterator[DecisionLog | None]:
     """Open the decision log where contacts are to be taken from it, else give None."""
     from nextbest.errors import DataError
-    from nextbest.logbook import has_decisions, opened
+    from nextbest.proof.logbook import has_decisions, opened
 
     wanted = settings.period.contacts
     if wanted == "data" or not has_decisions(project):
@@ -207,11 +207,11 @@ def _experiment(
     project: Project, history: History, days: Calendar, progress: Step
 ) -> tuple[Reading | None, str]:
     """Compare the arms of the log, or of the tables; say why not where nobody was held out."""
-    from nextbest.experiments import Asked, read_log
-    from nextbest.logbook import has_decisions
     from nextbest.measure.collect import collect, outcome_of
     from nextbest.measure.experiment import Design, read
     from nextbest.measure.tables import BEFORE, Watch, customers
+    from nextbest.proof.experiments import Asked, read_log
+    from nextbest.proof.logbook import has_decisions
 
     now = days.current
     if has_decisions(project):

@@ -13,11 +13,11 @@ from test_policy_value import surprise
 
 from nextbest.decide.policy import Policy
 from nextbest.errors import DataError
-from nextbest.experiments import Asked, FromLog, planned_shares, read_log
 from nextbest.learn.metrics import Metric
-from nextbest.logbook import has_decisions
 from nextbest.measure.experiment import Design
 from nextbest.project import Project
+from nextbest.proof.experiments import Asked, FromLog, planned_shares, read_log
+from nextbest.proof.logbook import has_decisions
 from nextbest.simulate import OFFERS
 from nextbest.simulate.shop import CHANNEL
 

@@ -9,11 +9,11 @@ from commands import Run, Toy
 
 from nextbest import jobs
 from nextbest.errors import ConfigError
-from nextbest.logbook import store_of
 from nextbest.measure.kpi.settings import Costs, ReportSettings, read_report_settings, resolve
 from nextbest.measure.report.page import render
 from nextbest.project import Project
-from nextbest.reporting import report
+from nextbest.proof.logbook import store_of
+from nextbest.proof.reporting import report
 from nextbest.serve.records import Outcome
 
 

@@ -16,7 +16,6 @@ from commands import Run
 from logged_shop import EPSILON, SALT, LoggedShop
 from sklearn.linear_model import LinearRegression
 
-from nextbest import logbook
 from nextbest.decide.engine import Ration
 from nextbest.decide.policy import Policy
 from nextbest.errors import ConfigError, DataError, GateRefusal, UsageError
@@ -24,8 +23,9 @@ from nextbest.learn.metrics import Metric
 from nextbest.measure import ope
 from nextbest.measure.ope import reward
 from nextbest.measure.ope.log import LoggedPolicy
-from nextbest.policy_value import ASSUMPTIONS, PolicyValue, Question, value_of
 from nextbest.project import Project
+from nextbest.proof import logbook
+from nextbest.proof.policy_value import ASSUMPTIONS, PolicyValue, Question, value_of
 from nextbest.serve import approvals
 from nextbest.serve.otherwise import Otherwise, Reconsidered, reconsider
 from nextbest.serve.runtime import open_store

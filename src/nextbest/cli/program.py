@@ -1,4 +1,4 @@
-"""The command line: thin commands over the jobs, with messages a person can act on."""
+"""The program: every command, and how an error leaves it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from nextbest import __version__
-from nextbest.bias import bias
-from nextbest.cli_measure import experiment_app
-from nextbest.cli_options import HERE, Json, ProjectDir
-from nextbest.cli_options import show_json as _show
-from nextbest.cli_report import report
-from nextbest.cli_simulate import simulate
-from nextbest.cli_store import audit_app, customers_app
+from nextbest.cli.bias import bias
+from nextbest.cli.evaluate import evaluate
+from nextbest.cli.measure import experiment_app
+from nextbest.cli.options import HERE, Json, ProjectDir
+from nextbest.cli.options import show_json as _show
+from nextbest.cli.report import report
+from nextbest.cli.simulate import simulate
+from nextbest.cli.store import audit_app, customers_app
 from nextbest.errors import InternalError, NextbestError, UsageError
-from nextbest.evaluate import evaluate
 
 app = typer.Typer(
     name="nextbest",
