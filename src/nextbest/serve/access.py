@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -185,16 +186,17 @@ class LoopbackOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
         host, _ = scope.get("server") or (None, None)
-        away = host is not None and _is_address(host) and not is_loopback(host)
-        if away and scope["type"] == "http":
+        if host is not None and _is_away(host) and scope["type"] == "http":
             await problem_response(_OPEN_DOOR, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _is_address(host: str) -> bool:
+@lru_cache(maxsize=64)  # the same few for every request: the server's own
+def _is_away(host: str) -> bool:
+    """Tell whether this is an address, and one that others can reach."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return False
-    return True
+    return not is_loopback(host)

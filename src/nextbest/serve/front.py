@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security.utils import get_authorization_scheme_param
-from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from nextbest.errors import StoreError
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
-from nextbest.serve.http import body, problem_response, store_problem
+from nextbest.serve.http import problem_response, read_body, store_problem
 from nextbest.serve.parsing import parse_decision
 from nextbest.serve.problems import Problem
 
@@ -66,12 +65,16 @@ def _digest(token: str | None) -> bytes:
     return hashlib.sha256((token or "").encode(errors="surrogatepass")).digest()
 
 
-def token_of(headers: Headers) -> str | None:
+def token_of(headers: Mapping[bytes, bytes]) -> str | None:
     """Return the API key of a request: `Authorization: Bearer`, or else `X-API-Key`."""
-    scheme, credentials = get_authorization_scheme_param(headers.get("authorization"))
+    scheme, credentials = get_authorization_scheme_param(_text(headers, b"authorization"))
     if credentials and scheme.lower() == "bearer":
         return credentials
-    return headers.get("x-api-key") or None
+    return _text(headers, b"x-api-key") or None
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
 
 
 def is_short(scope: Scope) -> bool:
@@ -98,7 +101,7 @@ class ShortWay:
         """Answer a request."""
         scope["route"] = self._route
         try:
-            content = await self._answer(Request(scope, receive))
+            content = await self._answer(scope, receive)
         except (Problem, StoreError) as error:
             problem = error if isinstance(error, Problem) else store_problem(error)
             await problem_response(problem, scope)(scope, receive, send)
@@ -110,14 +113,17 @@ class ShortWay:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, request: Request) -> bytes:
-        token = token_of(request.headers)
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
+        # Of several headers of one name the first counts, as in FastAPI.
+        headers = dict(reversed(list(scope["headers"])))
+        token = token_of(headers)
         caller = self._known.find(token)
         if caller is None:
             caller = await run_in_threadpool(self._door.admit, token, "decide")
             self._known.remember(token, caller)
         else:
             self._door.allow(caller, "decide")
-        answer = await self._decider.soon(parse_decision(await body(request)))
-        request.scope["state"]["log_fields"] = {"decision_id": answer["decision_id"]}
+        raw = await read_body(_text(headers, b"content-type"), receive)
+        answer = await self._decider.soon(parse_decision(raw))
+        scope["state"]["log_fields"] = {"decision_id": answer["decision_id"]}
         return msgspec.json.encode(answer)
