@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -263,6 +264,11 @@ def _traceback(error: BaseException) -> str:
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
+@lru_cache(maxsize=1)  # most lines are of the same second as the last
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 def _line(
     moment: float,
     level: int,
@@ -271,8 +277,9 @@ def _line(
     error: BaseException | None,
 ) -> str:
     """Return a line of the log; ``moment`` in seconds since 1970."""
+    second, microsecond = divmod(round(moment * 1e6), 1_000_000)
     line: dict[str, Any] = {
-        "time": datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds"),
+        "time": f"{_second(second)}.{microsecond // 1_000:03d}+00:00",
         "level": logging.getLevelName(level).lower(),
         "event": event,
         **fields,
