@@ -147,6 +147,16 @@ class Access:
         Problem: ``unauthenticated``, ``rate-limited`` or ``forbidden``.
         StoreError: the keys cannot be read now.
         """
+        return self.allow(self.identify(token), scope)
+
+    def identify(self, token: str | None) -> Caller:
+        """Return who holds a token.
+
+        Raises
+        ------
+        Problem: ``unauthenticated``.
+        StoreError: the keys cannot be read now.
+        """
         if self._insecure:
             return _ANYBODY
         caller = authenticate(self._store(), token)
@@ -156,10 +166,12 @@ class Access:
                 "The API key is missing, unknown or revoked.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return self.allow(caller, scope)
+        return caller
 
     def allow(self, caller: Caller, scope: str) -> Caller:
         """Return a caller who is known already, if the key may do this, now."""
+        if caller is _ANYBODY:  # there is no key
+            return caller
         self._use.note(caller)
         self._limits.take(caller)
         if not caller.may(scope):
