@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -140,3 +141,13 @@ def test_a_server_that_is_told_to_stop_answers_everybody_whom_it_serves(
     assert kept == log.statuses.keys()
     assert not log.refusals
     store.close()
+
+
+def test_a_running_server_does_not_look_through_what_it_has_loaded_for_garbage(
+    project: Path,
+) -> None:
+    """Each time, all requests would wait for it; it ends with the server."""
+    before = gc.get_freeze_count()
+    with TestClient(create_app(project, insecure=True)):
+        assert gc.get_freeze_count() > max(before, 10_000)
+    assert gc.get_freeze_count() == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from nextbest.serve import front
 from nextbest.serve.api import create_app
-from nextbest.serve.auth import create_key, revoke_key
+from nextbest.serve.auth import Caller, create_key, revoke_key
 from nextbest.serve.parsing import parse, parse_decision
 from nextbest.serve.problems import Problem
 from nextbest.serve.question import read
@@ -300,3 +302,36 @@ def test_a_revoked_key_opens_the_door_for_two_seconds_at_most(
         headers = {"Authorization": f"Bearer {token}"}
         assert status() == 200
     store.close()
+
+
+def test_many_who_come_with_one_key_at_once_ask_the_store_once() -> None:
+    looked_up: list[str | None] = []
+
+    def identify(token: str | None) -> Caller:
+        looked_up.append(token)
+        time.sleep(0.05)
+        if token != "good":
+            raise Problem("unauthenticated", "Nobody's.")
+        return Caller("k", ("decide",))
+
+    async def ask(known: front.KnownCallers, token: str) -> object:
+        try:
+            return (await known.find(token)).key_id
+        except Problem as problem:
+            return problem.code
+
+    async def run() -> None:
+        known = front.KnownCallers(identify)
+        for again in (1, 2):
+            tokens = ["good", "bad"] * 16
+            answers = await asyncio.gather(*(ask(known, token) for token in tokens))
+            assert answers == ["k", "unauthenticated"] * 16
+            # The good one is known by then; what was refused is looked up again.
+            assert sorted(map(str, looked_up)) == ["bad"] * again + ["good"]
+        # Whoever goes away leaves the answer to the others.
+        first, second = (asyncio.create_task(ask(known, "bad")) for _ in range(2))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        assert await second == "unauthenticated" and looked_up.count("bad") == 3
+
+    asyncio.run(run())

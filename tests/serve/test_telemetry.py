@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from nextbest.serve import telemetry
 from nextbest.serve.auth import create_key, revoke_key
 from nextbest.serve.runtime import open_store
 
@@ -99,6 +101,41 @@ def test_the_log_has_a_line_for_each_request_with_its_code(
     assert good["decision_id"] == answer["decision_id"]
     assert (good["route"], good["status"]) == ("/v1/decisions", 200)
     assert (bad["status"], bad["code"]) == (422, "unknown-channel")
+
+
+def test_a_line_is_the_same_whoever_else_listens(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it is written at once, else as a record that other handlers see with its fields."""
+    secret = SECRETS["exception"]
+    monkeypatch.setattr("time.time", lambda: 1_583_139_600.123_9)
+    telemetry.configure_logging()
+    logger, seen = logging.getLogger("nextbest.serve"), logging.handlers.BufferingHandler(99)
+    monkeypatch.setattr(logger, "handlers", [telemetry._OURS])  # pytest adds its own to each logger
+
+    def write() -> str:
+        for level in (logging.DEBUG, logging.INFO, logging.ERROR):
+            telemetry.log("100 %s", level=level, text="a\n\u2028é", number=0.1, path=Path("x"))
+        try:
+            raise RuntimeError(secret)
+        except RuntimeError:
+            telemetry.log("broken", level=logging.ERROR, exc_info=True, error_id="e")
+        telemetry.log("nothing raised", exc_info=True)
+        return capfd.readouterr().err
+
+    assert telemetry._is_ours_alone()
+    alone = write()
+    logger.addHandler(seen)
+    assert not telemetry._is_ours_alone()
+    assert write() == alone
+    assert [vars(record).get("fields") for record in seen.buffer[-2:]] == [{"error_id": "e"}, {}]
+    lines = [json.loads(line) for line in alone.split("\n")[:-1]]
+    assert [line["level"] for line in lines] == ["info", "error", "error", "info"]
+    assert lines[0] == {
+        "time": "2020-03-02T09:00:00.123+00:00", "level": "info", "event": "100 %s",
+        "text": "a\n\u2028é", "number": 0.1, "path": "x",
+    }  # fmt: skip
+    assert "RuntimeError" in lines[2]["traceback"] and secret not in alone
 
 
 def test_answers_carry_safe_headers(client: TestClient) -> None:

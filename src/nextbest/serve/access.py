@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -146,6 +147,16 @@ class Access:
         Problem: ``unauthenticated``, ``rate-limited`` or ``forbidden``.
         StoreError: the keys cannot be read now.
         """
+        return self.allow(self.identify(token), scope)
+
+    def identify(self, token: str | None) -> Caller:
+        """Return who holds a token.
+
+        Raises
+        ------
+        Problem: ``unauthenticated``.
+        StoreError: the keys cannot be read now.
+        """
         if self._insecure:
             return _ANYBODY
         caller = authenticate(self._store(), token)
@@ -155,10 +166,12 @@ class Access:
                 "The API key is missing, unknown or revoked.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return self.allow(caller, scope)
+        return caller
 
     def allow(self, caller: Caller, scope: str) -> Caller:
         """Return a caller who is known already, if the key may do this, now."""
+        if caller is _ANYBODY:  # there is no key
+            return caller
         self._use.note(caller)
         self._limits.take(caller)
         if not caller.may(scope):
@@ -185,16 +198,17 @@ class LoopbackOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
         host, _ = scope.get("server") or (None, None)
-        away = host is not None and _is_address(host) and not is_loopback(host)
-        if away and scope["type"] == "http":
+        if host is not None and _is_away(host) and scope["type"] == "http":
             await problem_response(_OPEN_DOOR, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _is_address(host: str) -> bool:
+@lru_cache(maxsize=64)  # the same few for every request: the server's own
+def _is_away(host: str) -> bool:
+    """Tell whether this is an address, and one that others can reach."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return False
-    return True
+    return not is_loopback(host)

@@ -6,6 +6,7 @@ The routes are synchronous on purpose: they wait for the disk, and FastAPI runs 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
@@ -113,8 +114,12 @@ def create_app(
         configure_logging()
         tracing.configure()
         await run_in_threadpool(runtime.open)
+        # What is loaded by now stays. To look all of it through for garbage, again and again, would
+        # each time keep every request waiting for a tenth of a second.
+        gc.freeze()
         watch = asyncio.create_task(_watch(runtime, door, sweeps))
         yield
+        gc.unfreeze()
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch

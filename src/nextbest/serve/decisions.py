@@ -435,7 +435,7 @@ class Decider:
     def _count(self, records: Sequence[DecisionRecord]) -> None:
         for record in records:
             offer = record.offer_ids[0] if record.offer_ids else "none"
-            self._metrics.decisions.labels(record.arm, record.channel, offer).inc()
+            self._metrics.decisions[record.arm, record.channel, offer].inc()
 
 
 def _request_of(question: Question) -> tuple[dict[str, Any], str]:

@@ -7,22 +7,22 @@ behind stays for the OpenAPI document, and for the tests that compare the two.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security.utils import get_authorization_scheme_param
-from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from nextbest.errors import StoreError
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
-from nextbest.serve.http import body, problem_response, store_problem
+from nextbest.serve.http import problem_response, read_body, store_problem
 from nextbest.serve.parsing import parse_decision
 from nextbest.serve.problems import Problem
 
@@ -37,41 +37,61 @@ MOST_KNOWN = 1_024
 class Door(Protocol):
     """Lets callers in, or raises the problem that keeps them out."""
 
-    def admit(self, token: str | None, scope: str) -> Caller:
-        """Look up who holds a token, and let them do what needs the scope."""
+    def identify(self, token: str | None) -> Caller:
+        """Look up who holds a token."""
 
     def allow(self, caller: Caller, scope: str) -> Caller:
-        """Let a caller who was looked up a moment ago do it."""
+        """Let a caller do what needs the scope, now."""
 
 
 class KnownCallers:
-    """Who was let in a moment ago, so that not every request asks the store; never a refusal."""
+    """Who was looked up a moment ago, so that not every request asks the store; never a refusal.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    identify : asks the store who holds a token; takes its time.
+    """
+
+    def __init__(self, identify: Callable[[str | None], Caller]) -> None:
+        self._identify = identify
+        # By the digest of the token, which itself is not kept.
         self._known: dict[bytes, tuple[Caller, float]] = {}
+        self._asked: dict[bytes, asyncio.Task[Caller]] = {}
 
-    def find(self, token: str | None) -> Caller | None:
-        """Return who holds a token, if that was looked up within `KNOWN_SECONDS`."""
-        caller, until = self._known.get(_digest(token), (None, 0.0))
-        return caller if time.monotonic() < until else None
+    async def find(self, token: str | None) -> Caller:
+        """Return who holds a token, as the store said at most `KNOWN_SECONDS` ago."""
+        digest = hashlib.sha256((token or "").encode(errors="surrogatepass")).digest()
+        found = self._known.get(digest)
+        if found is not None and time.monotonic() < found[1]:
+            return found[0]
+        # All callers of one key come to this at the same time, and one of them is to ask.
+        asked = self._asked.get(digest)
+        if asked is None:
+            asked = asyncio.create_task(self._look_up(token, digest))
+            self._asked[digest] = asked
+        return await asyncio.shield(asked)
 
-    def remember(self, token: str | None, caller: Caller) -> None:
-        """Keep for a while who holds a token, but not the token."""
+    async def _look_up(self, token: str | None, digest: bytes) -> Caller:
+        try:
+            caller = await run_in_threadpool(self._identify, token)
+        finally:
+            del self._asked[digest]
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._known[_digest(token)] = (caller, time.monotonic() + KNOWN_SECONDS)
+        self._known[digest] = (caller, time.monotonic() + KNOWN_SECONDS)
+        return caller
 
 
-def _digest(token: str | None) -> bytes:
-    return hashlib.sha256((token or "").encode(errors="surrogatepass")).digest()
-
-
-def token_of(headers: Headers) -> str | None:
+def token_of(headers: Mapping[bytes, bytes]) -> str | None:
     """Return the API key of a request: `Authorization: Bearer`, or else `X-API-Key`."""
-    scheme, credentials = get_authorization_scheme_param(headers.get("authorization"))
+    scheme, credentials = get_authorization_scheme_param(_text(headers, b"authorization"))
     if credentials and scheme.lower() == "bearer":
         return credentials
-    return headers.get("x-api-key") or None
+    return _text(headers, b"x-api-key") or None
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
 
 
 def is_short(scope: Scope) -> bool:
@@ -92,13 +112,13 @@ class ShortWay:
         self._decider = decider
         self._door = door
         self._route = route
-        self._known = KnownCallers()
+        self._known = KnownCallers(door.identify)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         scope["route"] = self._route
         try:
-            content = await self._answer(Request(scope, receive))
+            content = await self._answer(scope, receive)
         except (Problem, StoreError) as error:
             problem = error if isinstance(error, Problem) else store_problem(error)
             await problem_response(problem, scope)(scope, receive, send)
@@ -110,14 +130,11 @@ class ShortWay:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, request: Request) -> bytes:
-        token = token_of(request.headers)
-        caller = self._known.find(token)
-        if caller is None:
-            caller = await run_in_threadpool(self._door.admit, token, "decide")
-            self._known.remember(token, caller)
-        else:
-            self._door.allow(caller, "decide")
-        answer = await self._decider.soon(parse_decision(await body(request)))
-        request.scope["state"]["log_fields"] = {"decision_id": answer["decision_id"]}
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
+        # Of several headers of one name the first counts, as in FastAPI.
+        headers = dict(reversed(list(scope["headers"])))
+        self._door.allow(await self._known.find(token_of(headers)), "decide")
+        raw = await read_body(_text(headers, b"content-type"), receive)
+        answer = await self._decider.soon(parse_decision(raw))
+        scope["state"]["log_fields"] = {"decision_id": answer["decision_id"]}
         return msgspec.json.encode(answer)

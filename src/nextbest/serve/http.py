@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ __all__ = [
     "add_error_handlers",
     "body",
     "problem_response",
+    "read_body",
     "security_headers",
     "store_problem",
 ]
@@ -46,6 +48,13 @@ DATA_HEADERS = (
 )
 _TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 _PAGES = ("/docs", "/redoc")
+# By whether it is a page, and whether it is sent over TLS.
+_OWN = {
+    (True, False): HEADERS,
+    (True, True): (*HEADERS, _TLS_ONLY),
+    (False, False): DATA_HEADERS,
+    (False, True): (*DATA_HEADERS, _TLS_ONLY),
+}
 
 
 async def body(request: Request) -> bytes:
@@ -55,15 +64,29 @@ async def body(request: Request) -> bytes:
     ------
     Problem: ``unsupported-media-type`` or ``body-too-large``.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return await read_body(request.headers.get("content-type", ""), request.receive)
+
+
+async def read_body(content_type: str, receive: Receive) -> bytes:
+    """Return the body of a request whose header Content-Type is given, from where it comes.
+
+    Raises
+    ------
+    Problem: as `body`.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
     # Browsers send forms and plain text to any site unasked; JSON only where that site allows it.
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise Problem(
             "unsupported-media-type",
             f'The header Content-Type must be application/json; got "{media_type or "none"}".',
         )
-    parts, size = [], 0
-    async for part in request.stream():
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size > MAX_BODY_BYTES:
             raise Problem(
@@ -123,8 +146,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def security_headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
     """Return the headers that every answer carries."""
-    own = HEADERS if str(scope["path"]).startswith(_PAGES) else DATA_HEADERS
-    return (*own, _TLS_ONLY) if scope.get("scheme") == "https" else own
+    return _OWN[scope["path"].startswith(_PAGES), scope.get("scheme") == "https"]
 
 
 class Observed:
@@ -184,10 +206,10 @@ class Observed:
         known = getattr(matched, "methods", None) or ()
         method = scope["method"] if scope["method"] in known else "other"
         code = state.get("problem_code")
-        self._metrics.requests.labels(method, route, str(status)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        self._metrics.requests[method, route, status].inc()
+        self._metrics.request_seconds[route,].observe(seconds)
         if code is not None:
-            self._metrics.errors.labels(code).inc()
+            self._metrics.errors[code,].inc()
         log(
             "request",
             method=method,

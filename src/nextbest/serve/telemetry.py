@@ -17,12 +17,14 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from nextbest.serve import tracing
@@ -37,17 +39,37 @@ _LOGGER = logging.getLogger("nextbest.serve")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class Series(dict[tuple[str | int, ...], M]):
+    """The series of one metric, by the values of its labels.
+
+    To ask the metric itself takes longer than to count: it makes texts of the values, and locks.
+    """
+
+    def __init__(self, metric: M) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, values: tuple[str | int, ...]) -> M:
+        one = self[values] = self._metric.labels(*values)
+        return one
+
+
 class Metrics:
     """The metrics of one app, in a registry of its own so that apps in one process do not mix."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.decisions = Counter(
-            "nextbest_decisions",
-            "Decisions made; offer is the first one chosen, or none.",
-            ("arm", "channel", "offer"),
-            registry=registry,
+        self.decisions = Series(
+            Counter(
+                "nextbest_decisions",
+                "Decisions made; offer is the first one chosen, or none.",
+                ("arm", "channel", "offer"),
+                registry=registry,
+            )
         )
         self.outcomes = Counter(
             "nextbest_outcomes",
@@ -62,31 +84,39 @@ class Metrics:
             ("status",),
             registry=registry,
         )
-        self.errors = Counter(
-            "nextbest_errors",
-            "Problem answers, by their stable code.",
-            ("code",),
-            registry=registry,
+        self.errors = Series(
+            Counter(
+                "nextbest_errors",
+                "Problem answers, by their stable code.",
+                ("code",),
+                registry=registry,
+            )
         )
-        self.requests = Counter(
-            "nextbest_http_requests",
-            "HTTP requests answered.",
-            ("method", "route", "status"),
-            registry=registry,
+        self.requests = Series(
+            Counter(
+                "nextbest_http_requests",
+                "HTTP requests answered.",
+                ("method", "route", "status"),
+                registry=registry,
+            )
         )
-        self.request_seconds = Histogram(
-            "nextbest_http_request_seconds",
-            "Time from the first byte of a request to the end of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=registry,
+        self.request_seconds = Series(
+            Histogram(
+                "nextbest_http_request_seconds",
+                "Time from the first byte of a request to the end of its answer.",
+                ("route",),
+                buckets=_SECONDS,
+                registry=registry,
+            )
         )
-        self.stage_seconds = Histogram(
-            "nextbest_stage_seconds",
-            "Time of a decision request spent in each stage.",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=registry,
+        self.stage_seconds = Series(
+            Histogram(
+                "nextbest_stage_seconds",
+                "Time of a decision request spent in each stage.",
+                ("stage",),
+                buckets=_SECONDS,
+                registry=registry,
+            )
         )
         # How one number is made of those of several workers stands last in each.
         self.ready = self._gauge(
@@ -197,7 +227,7 @@ class Metrics:
     def staged(self, name: str, start: float, traces: Iterable[Any] = ()) -> None:
         """Note a stage that began at ``start`` by the performance counter and has just ended."""
         seconds = time.perf_counter() - start
-        self.stage_seconds.labels(name).observe(seconds)
+        self.stage_seconds[name,].observe(seconds)
         tracing.add(name, seconds, traces)
 
     def page(self) -> bytes:
@@ -231,32 +261,57 @@ def _traceback(error: BaseException) -> str:
     return chain + "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info and record.exc_info[1] is not None:
-            line["traceback"] = _traceback(record.exc_info[1])
-        return msgspec.json.encode(line, enc_hook=str).decode()
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+
+
+@lru_cache(maxsize=1)  # most lines are of the same second as the last
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _line(
+    moment: float,
+    level: int,
+    event: str,
+    fields: Mapping[str, Any],
+    error: BaseException | None,
+) -> str:
+    """Return a line of the log; ``moment`` in seconds since 1970."""
+    second, microsecond = divmod(round(moment * 1e6), 1_000_000)
+    line: dict[str, Any] = {
+        "time": f"{_second(second)}.{microsecond // 1_000:03d}+00:00",
+        "level": logging.getLevelName(level).lower(),
+        "event": event,
+        **fields,
+    }
+    if error is not None:
+        line["traceback"] = _traceback(error)
+    return _ENCODER.encode(line).decode()
 
 
 class _StandardError(logging.Handler):
     """Writes to whatever standard error is at the moment, not to what it was at the start."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        error = record.exc_info[1] if record.exc_info else None
+        fields = getattr(record, "fields", {})
+        self.write(_line(record.created, record.levelno, record.getMessage(), fields, error))
+
+    def write(self, line: str) -> None:
+        """Write one line, and no other thread's into it."""
+        self.acquire()
+        try:
+            print(line, file=sys.stderr, flush=True)
+        finally:
+            self.release()
+
+
+_OURS = _StandardError()
 
 
 def configure_logging(level: int = logging.INFO) -> None:
     """Send the API's log to standard error, one JSON object a line; doing it twice is harmless."""
-    if not any(isinstance(handler, _StandardError) for handler in _LOGGER.handlers):
-        handler = _StandardError()
-        handler.setFormatter(_JsonFormatter())
-        _LOGGER.addHandler(handler)
+    _LOGGER.addHandler(_OURS)
     _LOGGER.propagate = False
     _LOGGER.setLevel(level)
 
@@ -265,8 +320,17 @@ def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **fiel
     """Log ``event`` with fields; never pass personal data."""
     if not _LOGGER.isEnabledFor(level):
         return
-    # Who called need not be known: looking that up takes longer than writing the line.
     error = sys.exc_info() if exc_info else None
+    if _is_ours_alone():
+        _OURS.write(_line(time.time(), level, event, fields, error and error[1]))
+        return
+    # Who called need not be known: looking that up takes longer than writing the line.
     record = logging.LogRecord(_LOGGER.name, level, "", 0, event, None, error)
     record.fields = fields
     _LOGGER.handle(record)
+
+
+def _is_ours_alone() -> bool:
+    """Whether nobody else is told: to make a record for `logging` takes longer than the line."""
+    others = _LOGGER.propagate or _LOGGER.filters or _OURS.filters
+    return not others and _LOGGER.handlers == [_OURS]
