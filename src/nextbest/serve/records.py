@@ -57,10 +57,15 @@ class Stake:
     loss_if_ignored: float | None = None
     loss_if_answered: float | None = None
 
-    def row(self) -> dict[str, Any]:
-        """Return the stake as columns of the contact log."""
+    def row(self) -> tuple[Any, ...]:
+        """Return the last columns of the contact log, in their order."""
         ends = self.window_ends_at
-        return {**vars(self), "window_ends_at": None if ends is None else naive_utc(ends)}
+        return (
+            self.propensity,
+            None if ends is None else naive_utc(ends),
+            self.loss_if_ignored,
+            self.loss_if_answered,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,33 +88,34 @@ class DecisionRecord:
     stakes: tuple[Stake, ...] = ()
     batch: str | None = None
 
-    def row(self) -> dict[str, Any]:
-        """Return the decision as columns of its table."""
-        return {
-            "decision_id": self.decision_id,
-            "customer_id": self.customer_id,
-            "decided_at": naive_utc(self.decided_at),
-            "channel": self.channel,
-            "arm": self.arm,
-            "idempotency_key": self.idempotency_key,
-            "request_hash": self.request_hash,
-            "record": msgspec.json.encode(self.record).decode(),
-        }
+    def row(self) -> tuple[Any, ...]:
+        """Return the columns of the decision's table, in their order."""
+        return (
+            self.decision_id,
+            self.customer_id,
+            naive_utc(self.decided_at),
+            self.channel,
+            self.arm,
+            self.idempotency_key,
+            self.request_hash,
+            msgspec.json.encode(self.record).decode(),
+        )
 
-    def contact_rows(self) -> list[dict[str, Any]]:
-        """Return one row of the contact log for each offer chosen."""
+    def contact_rows(self) -> list[tuple[Any, ...]]:
+        """Return the columns of the contact log, in their order, for each offer chosen."""
         stakes = self.stakes or (Stake(),) * len(self.offer_ids)
+        at = naive_utc(self.decided_at)
         return [
-            {
-                "decision_id": self.decision_id,
-                "rank": rank,
-                "customer_id": self.customer_id,
-                "offer_id": offer_id,
-                "channel": self.channel,
-                "contacted_at": naive_utc(self.decided_at),
-                "batch": self.batch,
-                **stake.row(),
-            }
+            (
+                self.decision_id,
+                rank,
+                self.customer_id,
+                offer_id,
+                self.channel,
+                at,
+                self.batch,
+                *stake.row(),
+            )
             for rank, (offer_id, stake) in enumerate(
                 zip(self.offer_ids, stakes, strict=True), start=1
             )

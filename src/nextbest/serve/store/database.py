@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from nextbest.errors import StoreError
+from nextbest.serve.store import driver
 from nextbest.serve.store.faults import TooLateError
 from nextbest.serve.store.rows import BACKENDS
 from nextbest.serve.writer import Ways, WriterLateError
@@ -67,6 +68,7 @@ class Database:
                 self.engine = self._sqlite(parsed, busy_timeout_ms)
             else:
                 self.engine = _postgresql(parsed, busy_timeout_ms)
+            self._writing = self.engine.execution_options(nextbest_write=True)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise StoreError(
                 "store",
@@ -80,13 +82,17 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Open a connection to read with; a fault becomes a StoreError."""
-        with self.told("cannot be read"), self.engine.connect() as connection:
+        with (
+            self.told("cannot be read"),
+            self.engine.connect() as connection,
+            _letting_go(connection),
+        ):
             yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """Open a transaction to write in, which is on disk when it is left; faults are raw."""
-        with self.engine.execution_options(nextbest_write=True).begin() as connection:
+        with self._writing.begin() as connection, _letting_go(connection):
             yield connection
 
     def lock(self, connection: sa.Connection, names: Iterable[str]) -> None:
@@ -172,12 +178,12 @@ class Database:
         def _begin(connection: sa.Connection) -> None:
             # A writer takes the lock at once: upgrading a read in mid-transaction can only fail.
             write = connection.get_execution_options().get("nextbest_write", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+            with _letting_go(connection):
+                driver.of(connection).execute("BEGIN IMMEDIATE" if write else "BEGIN").close()
 
         @event.listens_for(engine, "handle_error")
         def _let_go(context: sa.ExceptionContext) -> None:
-            code = getattr(context.original_exception, "sqlite_errorcode", 0)
-            if code & 0xFF in _OF_THE_DISK:
+            if _is_of_the_disk(context.original_exception):
                 # What was opened on a read-only disk stays read-only when the disk is not, also
                 # for connections to come, as long as one of a process is left.
                 context.is_disconnect = True
@@ -186,6 +192,22 @@ class Database:
                 engine.dispose()
 
         return engine
+
+
+@contextmanager
+def _letting_go(connection: sa.Connection) -> Iterator[None]:
+    """Do what `_let_go` does where SQLite's driver is asked directly (`driver`)."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _is_of_the_disk(error):
+            connection.invalidate(error)
+            connection.engine.dispose()
+        raise
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK
 
 
 def _keep_a_journal_to_write_ahead(cursor: Any, patience_ms: int) -> None:
@@ -225,7 +247,7 @@ def _postgresql(url: sa.URL, busy_timeout_ms: int) -> sa.Engine:
 
 def _is_everybodys(error: Exception) -> bool:
     """A full disk, a lost connection or a lock would meet the next piece of work as well."""
-    return isinstance(error, OperationalError)
+    return isinstance(error, (OperationalError, sqlite3.OperationalError))
 
 
 def _stripe(name: str) -> int:

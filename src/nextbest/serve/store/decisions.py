@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.store.faults import HistoryChangedError
-from nextbest.serve.store.rows import WANTED, insert_new, rows_in, rows_of
+from nextbest.serve.store.rows import WANTED, columns_of, insert_rows, rows_in
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 from nextbest.serve.writer import Refused
 
@@ -37,12 +37,21 @@ def names_of(records: Sequence[DecisionRecord]) -> list[str]:
     return [record.customer_id for record in records] + keys
 
 
-_ROWS_ABOUT = [
-    sa.select(table.c.customer_id, sa.func.count())
-    .where(table.c.customer_id.in_(WANTED))
-    .group_by(table.c.customer_id)
-    for table in (CONTACTS, OUTCOMES)
-]
+_ROWS_ABOUT = sa.union_all(
+    *(
+        sa.select(table.c.customer_id, sa.func.count())
+        .where(table.c.customer_id.in_(WANTED))
+        .group_by(table.c.customer_id)
+        for table in (CONTACTS, OUTCOMES)
+    )
+)
+_BY_KEYS = sa.select(
+    DECISIONS.c.idempotency_key,
+    DECISIONS.c.decision_id,
+    DECISIONS.c.customer_id,
+    DECISIONS.c.request_hash,
+    DECISIONS.c.record,
+).where(DECISIONS.c.idempotency_key.in_(WANTED))
 
 
 def as_stored(record: DecisionRecord) -> StoredDecision:
@@ -67,12 +76,12 @@ def keeper(
 
 
 def keep(
-    connection: sa.Connection, records: Sequence[DecisionRecord], rows: Sequence[dict[str, Any]]
+    connection: sa.Connection, records: Sequence[DecisionRecord], rows: Sequence[tuple[Any, ...]]
 ) -> list[StoredDecision]:
     """Insert decisions, given also as rows, and return what the store now holds for each."""
     if not records:
         return []
-    connection.execute(insert_new(connection, DECISIONS), rows)
+    insert_rows(connection, DECISIONS, rows)
     # Read back who holds each key: another request, or another server, may have been first.
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
     holders = by_keys(connection, keys) if keys else {}
@@ -84,7 +93,7 @@ def keep(
         for row in record.contact_rows()
     ]
     if contacts:
-        connection.execute(insert_new(connection, CONTACTS), contacts)
+        insert_rows(connection, CONTACTS, contacts)
     return kept
 
 
@@ -97,8 +106,8 @@ def find(connection: sa.Connection, decision_id: str) -> StoredDecision | None:
 
 def by_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
     """Return the decisions made under these idempotency keys, by key."""
-    found = rows_in(connection, sa.select(DECISIONS), DECISIONS.c.idempotency_key, keys)
-    return {row.idempotency_key: stored(row) for row in found}
+    found = zip(*columns_of(connection, _BY_KEYS, keys), strict=True)
+    return {key: _stored(*row) for key, *row in found}
 
 
 def request_hashes(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, str]:
@@ -137,14 +146,15 @@ def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counte
     Inside a transaction that holds the lock of these customers this stays true until it commits.
     """
     rows: Counter[str] = Counter()
-    for query in _ROWS_ABOUT:
-        for customer_id, n in rows_of(connection, query, customer_ids):
-            rows[customer_id] += n
+    for customer_id, n in zip(*columns_of(connection, _ROWS_ABOUT, customer_ids), strict=True):
+        rows[customer_id] += n
     return rows
 
 
 def stored(row: Any) -> StoredDecision:
     """Return a row of the table as the record that it holds."""
-    return StoredDecision(
-        row.decision_id, row.customer_id, row.request_hash, json.loads(row.record)
-    )
+    return _stored(row.decision_id, row.customer_id, row.request_hash, row.record)
+
+
+def _stored(decision_id: str, customer_id: str, request_hash: str, record: str) -> StoredDecision:
+    return StoredDecision(decision_id, customer_id, request_hash, json.loads(record))

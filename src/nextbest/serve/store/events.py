@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from nextbest.serve.records import CustomerEvent, Events, ReportStatus, naive_utc
 from nextbest.serve.store.once import keep_once
-from nextbest.serve.store.rows import WANTED, columns, rows_of
+from nextbest.serve.store.rows import WANTED, columns, columns_of
 from nextbest.serve.store.tables import CUSTOMER_EVENTS
 
 __all__ = ["keep", "since"]
@@ -36,7 +36,5 @@ def since(
     """Return events of these customers (None: of all) from a moment on, oldest first."""
     start = naive_utc(moment)
     if customer_ids is None:
-        found = list(connection.execute(_SINCE, {"start": start}))
-    else:
-        found = list(rows_of(connection, _SINCE_OF, customer_ids, start=start))
-    return Events(*columns(found, 4))
+        return Events(*columns(list(connection.execute(_SINCE, {"start": start})), 4))
+    return Events(*columns_of(connection, _SINCE_OF, customer_ids, start=start))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from nextbest.serve.records import Contacts, Outcomes
-from nextbest.serve.store.rows import WANTED, columns, rows_of
+from nextbest.serve.store.rows import WANTED, columns, columns_of
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
 
 __all__ = ["history"]
@@ -40,8 +40,9 @@ def history(
 ) -> tuple[Contacts, Outcomes]:
     """Return past contacts and outcomes of these customers (None: of all), oldest first."""
     if customer_ids is None:
-        said, seen = list(connection.execute(_CONTACTS)), list(connection.execute(_OUTCOMES))
+        said = columns(list(connection.execute(_CONTACTS)), 5)
+        seen = columns(list(connection.execute(_OUTCOMES)), 6)
     else:
-        said = list(rows_of(connection, _CONTACTS_WITH, customer_ids))
-        seen = list(rows_of(connection, _OUTCOMES_OF, customer_ids))
-    return Contacts(*columns(said, 5)), Outcomes(*columns(seen, 6))
+        said = columns_of(connection, _CONTACTS_WITH, customer_ids)
+        seen = columns_of(connection, _OUTCOMES_OF, customer_ids)
+    return Contacts(*said), Outcomes(*seen)

@@ -11,8 +11,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nextbest.serve.records import naive_utc
+from nextbest.serve.store import driver
 
-__all__ = ["BACKENDS", "WANTED", "aware", "columns", "insert_new", "now", "rows_in", "rows_of"]
+__all__ = [
+    "BACKENDS",
+    "WANTED",
+    "aware",
+    "columns",
+    "columns_of",
+    "insert_new",
+    "insert_rows",
+    "now",
+    "rows_in",
+]
 
 # SQLite allows 32,766 bound values in one statement; other databases fewer than 65,536.
 IN_LIMIT = 10_000
@@ -34,19 +45,38 @@ def _insert_new(backend: str, table: sa.Table) -> Any:
     return _INSERTS[backend](table)
 
 
+def insert_rows(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert rows, each in the order of the table's columns, but for those whose key is there."""
+    if driver.is_sqlite(connection):
+        driver.insert(connection, table, rows)
+    else:
+        names = table.c.keys()
+        named = [dict(zip(names, row, strict=True)) for row in rows]
+        connection.execute(insert_new(connection, table), named)
+
+
 WANTED: sa.BindParameter[str] = sa.bindparam("wanted", expanding=True)
 """Stands for values in a query that is built once; building one takes longer than asking it."""
 
 
-def rows_of(
-    connection: sa.Connection, query: sa.Select[Any], values: Sequence[str], **more: Any
-) -> Iterator[Any]:
-    """Yield the rows of a query with `WANTED`, in portions that a database accepts.
+def columns_of(
+    connection: sa.Connection,
+    query: sa.Select[Any] | sa.CompoundSelect[Any],
+    values: Sequence[str],
+    **more: Any,
+) -> tuple[tuple[Any, ...], ...]:
+    """Return the columns of a query with `WANTED`, asked in portions that a database accepts.
 
     ``more`` are the values of its other parameters.
     """
-    for start in range(0, len(values), IN_LIMIT):
-        yield from connection.execute(query, {"wanted": values[start : start + IN_LIMIT], **more})
+    portions = [values[start : start + IN_LIMIT] for start in range(0, len(values), IN_LIMIT)]
+    if driver.is_sqlite(connection):
+        rows = [row for some in portions for row in driver.fetch(connection, query, some, more)]
+        return driver.moments(query, columns(rows, _width(query)))
+    told = (connection.execute(query, {"wanted": some, **more}) for some in portions)
+    return columns([row for some in told for row in some], _width(query))
 
 
 def rows_in(
@@ -63,6 +93,11 @@ def rows_in(
         return
     for start in range(0, len(values), IN_LIMIT):
         yield from connection.execute(query.where(column.in_(values[start : start + IN_LIMIT])))
+
+
+@cache
+def _width(query: sa.Select[Any] | sa.CompoundSelect[Any]) -> int:
+    return len(query.selected_columns)
 
 
 def columns(rows: Sequence[Any], width: int) -> tuple[tuple[Any, ...], ...]:
