@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import utc
 from nextbest.decide.inputs import inputs_of
-from nextbest.decide.trace import plain
+from nextbest.decide.words import plain
 from nextbest.serve.audience import Shaper
 from nextbest.serve.live import News
 from nextbest.serve.records import DecisionRecord, Stake
