@@ -22,7 +22,7 @@ from nextbest.decide.engine import Audience, Decisions, Situation, bind, decide
 from nextbest.decide.offers import Catalogue
 from nextbest.decide.policy import Policy
 from nextbest.serve import archive
-from nextbest.serve.recording import record_of
+from nextbest.serve.recording import Filed, records_of
 from nextbest.serve.records import Outcome
 from nextbest.serve.runtime import open_store
 from nextbest.simulate import Shop, Truth, world_of
@@ -111,7 +111,7 @@ class LoggedShop:
             shaper=None,
         )  # fmt: skip
         limit = {"channel": CHANNEL, "limit": decisions.situation.limit}
-        records = [record_of(state, decisions, i, limit, "hash") for i in range(len(decisions))]
+        records = records_of(state, decisions, [Filed(limit, "hash")] * len(decisions))
         store = open_store(self.root)
         store.record_decisions(records)
         store.close()

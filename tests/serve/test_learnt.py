@@ -19,7 +19,7 @@ from nextbest.decide.engine import Decisions
 from nextbest.serve.batch import situation_for
 from nextbest.serve.decisions import decide_for
 from nextbest.serve.learnt import learnt_of
-from nextbest.serve.recording import record_of
+from nextbest.serve.recording import Filed, records_of
 from nextbest.serve.records import DecisionRecord, Outcome, Stake, Tally
 from nextbest.serve.runtime import State, load_state, open_store
 from nextbest.serve.store import Store
@@ -249,7 +249,7 @@ def round_of(state: State, store: Store, number: int) -> Decisions:
 def kept(state: State, store: Store, decisions: Decisions, seed: int) -> None:
     """Record a round, and report the responses of those who respond in truth."""
     random = np.random.default_rng(seed)
-    records = [record_of(state, decisions, row, {}, "h") for row in range(len(decisions))]
+    records = records_of(state, decisions, [Filed({}, "h")] * len(decisions))
     store.record_decisions(records)
     reports = [
         Outcome(
@@ -352,8 +352,8 @@ def test_what_a_try_costs_is_measured_against_each_slots_own_best(project: Path)
     decisions = decide_for(state, None, shop.CUSTOMERS, at, ids)
     profit = decisions.values.expected_profit
     tries = 0
-    for row in range(60):
-        stakes = record_of(state, decisions, row, {}, "h").stakes
+    for row, record in enumerate(records_of(state, decisions, [Filed({}, "h")] * 60)):
+        stakes = record.stakes
         left = dict(enumerate(profit[row]))
         offers = [int(j) for j in decisions.chosen[row] if j >= 0]
         assert len(stakes) == len(offers)

@@ -22,7 +22,7 @@ from nextbest.serve.api import create_app
 from nextbest.serve.audience import Past
 from nextbest.serve.decisions import decide_for
 from nextbest.serve.line import Line, Served, Turns, Waiting
-from nextbest.serve.recording import explained, record_of
+from nextbest.serve.recording import Filed, explained, records_of
 from nextbest.serve.records import Contacts
 from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.store import HistoryChangedError, Store
@@ -43,7 +43,7 @@ RULES = """
 
 def everything(state: Any, decisions: Any, row: int) -> str:
     """All that is said and kept of one decision."""
-    record = record_of(state, decisions, row, {"explain": True}, "hash")
+    (record,) = records_of(state, decisions, [Filed({"explain": True}, "hash")], [row])
     said = explained(decisions, row, record.record["contributions"])
     return json.dumps([record.row(), record.contact_rows(), said], default=str)
 
@@ -204,14 +204,14 @@ def test_one_that_breaks_does_not_take_the_others_along(
 ) -> None:
     from nextbest.serve import decisions
 
-    real = decisions.record_of
+    real = decisions.records_of
 
-    def breaks(state: Any, made: Any, row: int, *more: Any) -> Any:
-        if made.audience.customer_ids[row] == "c02":
+    def breaks(state: Any, made: Any, *more: Any) -> Any:
+        if "c02" in made.audience.customer_ids:
             raise ZeroDivisionError
-        return real(state, made, row, *more)
+        return real(state, made, *more)
 
-    monkeypatch.setattr(decisions, "record_of", breaks)
+    monkeypatch.setattr(decisions, "records_of", breaks)
 
     async def work(ask: Ask) -> list[httpx.Response]:
         return list(await asyncio.gather(ask("c01"), ask("c02"), ask("c03")))

@@ -153,6 +153,16 @@ class BoundPolicy:
         return [[i for i, at in numbered if concerns(at, offer)] for offer in offers]
 
     @cached_property
+    def rules_by_fate(self) -> dict[tuple[str, str, int], NamedRule]:
+        """The rule that removes an offer, by step, name and the offer's position."""
+        found: dict[tuple[str, str, int], NamedRule] = {}
+        every = np.arange(len(self.catalogue.offer_ids))
+        for named in (*self.rules, *self.catalogue.rules):
+            for offer in every[named.offers].tolist():
+                found.setdefault((named.step, named.name, offer), named)
+        return found
+
+    @cached_property
     def columns_read(self) -> frozenset[str]:
         """Names of all columns that the catalogue or the policy reads, on any channel."""
         rules = [named.rule for named in (*self.rules, *self.catalogue.rules)]

@@ -386,10 +386,8 @@ def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask
     return allowed
 
 
-def reason(counts: Counts, customer: int, offer: int, channel: str) -> str:
-    """Say in words how a limit stands for one customer and offer."""
-    limit = counts.limit
-    number = int(counts.per_offer[customer, offer])
+def reason(limit: Limit, number: int, channel: str) -> str:
+    """Say in words how a limit stands where so many events count."""
     one, many = limit.kind, _PLURAL[limit.kind]
     about = _ABOUT[limit.scope]
     if limit.form == "exclusion":

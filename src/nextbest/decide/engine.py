@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from nextbest.decide import binding as b
 from nextbest.decide import contact, holdout, trace
+from nextbest.decide.answer import Answers, Selections
 from nextbest.decide.arbitrate import (
     Chances,
     Choice,
@@ -44,6 +45,7 @@ from nextbest.decide.frame import Audience, Contexts, Frame, Situation, stamp, u
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import SHARES, BoundCatalogue
 from nextbest.decide.rules import STEPS, Positions
+from nextbest.decide.words import written_time
 from nextbest.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -129,7 +131,15 @@ class Decisions:
     @cached_property
     def decided_at(self) -> str:
         """When it was decided, as answers write it."""
-        return trace.written_time(self.situation.decided_at)
+        return written_time(self.situation.decided_at)
+
+    @cached_property
+    def pays(self) -> npt.NDArray[np.bool_]:
+        """(n,) to whom scarcity prices mattered: an assignment allots its offers without them."""
+        if self.prices is None:
+            return np.zeros(len(self), dtype=bool)
+        settled = False if self.ration is None else self.ration.settled
+        return self.audience.known & ~np.isin(self.arm, _WAYS_OF_THEIR_OWN) & ~np.asarray(settled)
 
     @cached_property
     def counts(self) -> list[contact.Counts]:
@@ -147,12 +157,16 @@ class Decisions:
         )
 
     @cached_property
+    def frame(self) -> Frame:
+        """What rules and formulas read of these customers."""
+        return Frame(self.audience, self.catalogue, self.policy, self.situation, self.contexts)
+
+    @cached_property
     def context_holds(self) -> list[npt.NDArray[np.bool_]]:
         """For each context weight, (n, m) where its condition holds."""
         if not self.policy.context_weights:
             return []
-        frame = Frame(self.audience, self.catalogue, self.policy, self.situation, self.contexts)
-        get = frame.lookup(_EVERY)
+        get = self.frame.lookup(_EVERY)
         return [
             np.broadcast_to(rule.satisfied(get), self.fates.shape)
             for _, rule, _ in self.policy.context_weights
@@ -162,6 +176,15 @@ class Decisions:
     def notes(self) -> dict[Any, Any]:
         """What `nextbest.decide.inputs` has written down so far of all customers together."""
         return {}
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The answers to all customers."""
+        return Answers(self)
+
+    @cached_property
+    def _selections(self) -> Selections:
+        return Selections(self)
 
     @cached_property
     def losses(self) -> Earnings:
@@ -202,7 +225,7 @@ class Decisions:
 
     def answer(self, row: int) -> dict[str, Any]:
         """The answer for one customer, JSON-able: the offers with their numbers and reasons."""
-        return trace.answer(self, row)
+        return self.answers.of(row)
 
     def trace(self, row: int) -> dict[str, Any]:
         """Every offer's fate at every step for one customer, JSON-able."""
@@ -210,7 +233,7 @@ class Decisions:
 
     def selection(self, row: int) -> dict[str, Any]:
         """What one choice was drawn from, with its probabilities, JSON-able."""
-        return trace.selection(self, row)
+        return self._selections.of(row)
 
     def table(self) -> dict[str, npt.NDArray[Any]]:
         """All decisions as columns, one row per offer made (or per decision that makes none)."""

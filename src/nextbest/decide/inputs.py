@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
 __all__ = [
+    "Inputs",
     "alike",
     "audience_of",
     "audience_of_all",
@@ -52,27 +53,72 @@ def inputs_of(decisions: Decisions, row: int, keep: Collection[str] = ()) -> dic
     row: which of the decisions.
     keep: customer columns to keep beside those that catalogue and policy read.
     """
-    at, policy = decisions.situation_of(row), decisions.policy
-    return {
-        "decision_id": decisions.decision_ids[row],
-        "customer_id": decisions.audience.customer_ids[row],
-        "situation": {
-            "channel": at.channel,
-            "placement": at.placement,
-            "decided_at": utc(at.decided_at).isoformat(),
-            "context": dict(at.context),
-            "limit": at.limit,
-        },
-        "catalogue_hash": decisions.catalogue.catalogue.content_hash,
-        "policy_hash": policy.policy.content_hash,
-        "offer_ids": list(decisions.catalogue.offer_ids),
-        "profile": _profiles(decisions, keep).of(row),
-        "contacts": _contacts(decisions, row),
-        "offer_counts": {name: dict(vars(c)) for name, c in sorted(decisions.offer_counts.items())},
-        "stopped": {name: dict(vars(s)) for name, s in sorted(decisions.stopped.items())},
-        "prices": None if decisions.prices is None else decisions.prices.to_dict(),
-        "ration": _ration(decisions, row),
-    }
+    key = ("inputs", *keep)
+    if key not in decisions.notes:
+        decisions.notes[key] = Inputs(decisions, keep)
+    found: Inputs = decisions.notes[key]
+    return found.of(row)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+class Inputs:
+    """What some decisions were made from, written down for all of them at once.
+
+    Parameters
+    ----------
+    keep: as in `inputs_of`.
+    common: writes what all of them share, once for all; JSON-able as it is unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        decisions: Decisions,
+        keep: Collection[str] = (),
+        common: Callable[[Any], Any] = _as_it_is,
+    ) -> None:
+        self._decisions = decisions
+        policy, catalogue = decisions.policy, decisions.catalogue
+        self._profiles = _Profiles(
+            decisions.audience, catalogue.columns, {*policy.columns_read, *keep}, common
+        )
+        self._contacts = _contacts(decisions)
+        self._decided_at = utc(decisions.situation.decided_at).isoformat()
+        self._asked = {
+            "catalogue_hash": catalogue.catalogue.content_hash,
+            "policy_hash": policy.policy.content_hash,
+            "offer_ids": common(list(catalogue.offer_ids)),
+        }
+        counts, stopped = sorted(decisions.offer_counts.items()), sorted(decisions.stopped.items())
+        prices = decisions.prices
+        self._learnt = {
+            "offer_counts": common({name: dict(vars(told)) for name, told in counts}),
+            "stopped": common({name: dict(vars(told)) for name, told in stopped}),
+            "prices": common(None if prices is None else prices.to_dict()),
+        }
+
+    def of(self, row: int) -> dict[str, Any]:
+        """What one of the decisions was made from."""
+        of = self._decisions
+        at = of.situation
+        return {
+            "decision_id": of.decision_ids[row],
+            "customer_id": of.audience.customer_ids[row],
+            "situation": {
+                "channel": at.channel,
+                "placement": at.placement,
+                "decided_at": self._decided_at,
+                "context": dict(at.context if of.contexts is None else of.contexts[row]),
+                "limit": at.limit,
+            },
+            **self._asked,
+            "profile": self._profiles.of(row),
+            "contacts": self._contacts.get(row, []),
+            **self._learnt,
+            "ration": _ration(of, row),
+        }
 
 
 def _ration(decisions: Decisions, row: int) -> dict[str, Any] | None:
@@ -97,40 +143,38 @@ def profile_of(
     known: types of the columns by name.
     wanted: names of columns; those that the audience does not have are left out.
     """
-    return _Profiles(audience, known, wanted).of(row)
-
-
-def _profiles(decisions: Decisions, keep: Collection[str]) -> _Profiles:
-    key = ("profiles", *keep)
-    if key not in decisions.notes:
-        wanted = {*decisions.policy.columns_read, *keep}
-        columns = decisions.catalogue.columns
-        decisions.notes[key] = _Profiles(decisions.audience, columns, wanted)
-    found: _Profiles = decisions.notes[key]
-    return found
+    return _Profiles(audience, known, wanted, _as_it_is).of(row)
 
 
 class _Profiles:
     """What is known of some customers, written down for all of them at once."""
 
     def __init__(
-        self, audience: Audience, known: Mapping[str, Column], wanted: Collection[str]
+        self,
+        audience: Audience,
+        known: Mapping[str, Column],
+        wanted: Collection[str],
+        common: Callable[[Any], Any],
     ) -> None:
-        self._types: dict[str, ColumnType] = {}
+        types: dict[str, ColumnType] = {}
 
         def types_of(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, ColumnType]:
             found = {name: known[name].type for name in sorted(wanted & columns.keys())}
-            self._types.update(found)
+            types.update(found)
             return found
 
         columns, pairs, offers = audience.columns, audience.pair_columns, audience.offer_columns
         self._columns = {n: _written(columns[n], kind) for n, kind in types_of(columns).items()}
         self._pairs = {n: _rows(pairs[n], kind) for n, kind in types_of(pairs).items()}
-        self._offers = {n: _written(offers[n], kind) for n, kind in types_of(offers).items()}
+        written = {n: _written(offers[n], kind) for n, kind in types_of(offers).items()}
+        self._shared = {
+            "offer_columns": common(written),
+            "types": common(types),
+            "versions": common(dict(audience.versions)),
+        }
         self._propensity = _rows(audience.propensity, "number")
         self._known = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
-        self._versions = dict(audience.versions)
         self._live = [audience.live.get(customer_id) for customer_id in audience.customer_ids]
 
     def of(self, row: int) -> dict[str, Any]:
@@ -141,34 +185,35 @@ class _Profiles:
             "propensity": self._propensity[row],
             "columns": {name: values[row] for name, values in self._columns.items()},
             "pair_columns": {name: rows[row] for name, rows in self._pairs.items()},
-            "offer_columns": self._offers,
-            "types": self._types,
-            "versions": self._versions,
+            **self._shared,
             **({"live": dict(live)} if (live := self._live[row]) else {}),
         }
 
 
-def _contacts(decisions: Decisions, row: int) -> list[dict[str, Any]]:
-    """The past events that some limit counted; no other can have changed the decision."""
-    if "contacts" not in decisions.notes:
-        at, past = decisions.situation, decisions.audience.contacts
-        moment = stamp(at.decided_at)
-        counted = contact.counted(
-            decisions.policy.limits, past, channel=at.channel, decided_at=moment
-        )
-        offer_ids = decisions.catalogue.offer_ids
-        by_customer: dict[int, list[dict[str, Any]]] = {}
-        for i in counted.tolist():
-            event = {
-                "kind": contact.KINDS[past.kind[i]],
-                "at": str(past.time[i]),
-                "offer_id": offer_ids[past.offer[i]] if past.offer[i] >= 0 else None,
-                "channel": past.channels[past.channel[i]] if past.channel[i] >= 0 else None,
-            }
-            by_customer.setdefault(int(past.customer[i]), []).append(event)
-        decisions.notes["contacts"] = by_customer
-    found: list[dict[str, Any]] = decisions.notes["contacts"].get(row, [])
-    return found
+def _contacts(decisions: Decisions) -> dict[int, list[dict[str, Any]]]:
+    """The past events that some limit counted, by row; no other can have changed the decision."""
+    at, past = decisions.situation, decisions.audience.contacts
+    moment = stamp(at.decided_at)
+    rows = contact.counted(decisions.policy.limits, past, channel=at.channel, decided_at=moment)
+    # A position of -1, for none, takes the last.
+    offer_ids, channels = (*decisions.catalogue.offer_ids, None), (*past.channels, None)
+    by_customer: dict[int, list[dict[str, Any]]] = {}
+    for customer, kind, time, offer, channel in zip(
+        past.customer[rows].tolist(),
+        past.kind[rows].tolist(),
+        np.datetime_as_string(past.time[rows]).tolist(),
+        past.offer[rows].tolist(),
+        past.channel[rows].tolist(),
+        strict=True,
+    ):
+        event = {
+            "kind": contact.KINDS[kind],
+            "at": time,
+            "offer_id": offer_ids[offer],
+            "channel": channels[channel],
+        }
+        by_customer.setdefault(customer, []).append(event)
+    return by_customer
 
 
 def audience_of(inputs: Mapping[str, Any]) -> Audience:

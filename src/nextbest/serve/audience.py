@@ -16,7 +16,7 @@ from nextbest.data.profiles import Profiles
 from nextbest.decide.contact import ContactHistory, Kind
 from nextbest.decide.frame import Audience
 from nextbest.decide.rules import Column, ColumnType
-from nextbest.decide.trace import plain
+from nextbest.decide.words import plain
 from nextbest.learn.scorer import FoldedOffers
 from nextbest.serve.bundle import Bundle
 from nextbest.serve.live import Heard, News, Overlay

@@ -27,7 +27,7 @@ from nextbest.serve.audience import Past, past_of
 from nextbest.serve.cores import cores
 from nextbest.serve.decisions import ATTEMPTS, decide_for
 from nextbest.serve.learnt import Learnt, learnt_of
-from nextbest.serve.recording import record_of
+from nextbest.serve.recording import Filed, records_of
 from nextbest.serve.records import naive_utc
 from nextbest.serve.runtime import State
 from nextbest.serve.scarcity import StoredPrices, write_prices
@@ -344,11 +344,9 @@ class _Batch:
                     action="Decide for another moment; what was recorded stands",
                 )
             new = [row for row, one in enumerate(decisions.decision_ids) if one not in kept]
-            request = {"batch_id": self.batch_id}
-            records = [
-                record_of(self.state, decisions, row, request, self.batch_id, batch=self.question)
-                for row in new
-            ]
+            filed = Filed({"batch_id": self.batch_id}, self.batch_id)
+            asked = [filed] * len(new)
+            records = records_of(self.state, decisions, asked, new, batch=self.question)
             try:
                 self.store.record_decisions(records, past.rows([ids[row] for row in new]))
             except HistoryChangedError:

@@ -28,7 +28,7 @@ from nextbest.serve.learnt import Learnt, learnt_of
 from nextbest.serve.line import Line, Served, Turns, Waiting
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.question import DecisionQuestion
-from nextbest.serve.recording import explained, record_of
+from nextbest.serve.recording import Filed, explained, records_of
 from nextbest.serve.records import DecisionRecord, StoredDecision
 from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
@@ -395,10 +395,8 @@ class Decider:
                 contexts=None if alike else [one.question.context for one in asked],
             )
         with self._metrics.stage("explain", _traces(asked)):
-            records = [
-                record_of(state, decisions, row, one.request, one.request_hash, one.key)
-                for row, one in enumerate(asked)
-            ]
+            filed = [Filed(one.request, one.request_hash, one.key) for one in asked]
+            records = records_of(state, decisions, filed)
         seen = past.rows(customer_ids) if state.policy.limits else None
         return _Made(state, decisions, records, seen)
 

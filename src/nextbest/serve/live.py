@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nextbest.data.feature import SCORE_GROUP
 from nextbest.data.live import Live, RecentRows, updated
 from nextbest.decide.frame import utc
-from nextbest.decide.trace import plain
+from nextbest.decide.words import plain
 from nextbest.errors import DataError
 from nextbest.learn.scorer import LoadedModel
 from nextbest.serve.bundle import Bundle

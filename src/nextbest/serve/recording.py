@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import utc
-from nextbest.decide.inputs import inputs_of
-from nextbest.decide.trace import plain
+from nextbest.decide.inputs import Inputs
+from nextbest.decide.words import plain_list, written_time
 from nextbest.serve.audience import Shaper
 from nextbest.serve.live import News
 from nextbest.serve.records import DecisionRecord, Stake
@@ -17,71 +19,98 @@ from nextbest.serve.records import DecisionRecord, Stake
 if TYPE_CHECKING:
     from nextbest.serve.runtime import State
 
-__all__ = ["answer_of", "contributions_of", "explained", "record_of"]
+__all__ = ["Filed", "answer_of", "contributions_of", "explained", "records_of"]
 
 
-def record_of(
+class Filed(NamedTuple):
+    """What the store keeps of a question, and under which key."""
+
+    request: Mapping[str, Any]
+    request_hash: str
+    idempotency_key: str | None = None
+
+
+def records_of(
     state: State,
     decisions: Decisions,
-    row: int,
-    request: Mapping[str, Any],
-    request_hash: str,
-    idempotency_key: str | None = None,
+    asked: Sequence[Filed],
+    rows: Sequence[int] | None = None,
     batch: str | None = None,
-) -> DecisionRecord:
-    """Return what the store keeps of one decision: question, answer, and what it was made from.
+) -> list[DecisionRecord]:
+    """Return what the store keeps of decisions: question, answer, and what each was made from.
 
     The trace is not kept: `nextbest.decide.inputs.redecide` makes it again from the inputs.
 
     Parameters
     ----------
     state : what was decided with.
-    row : which of the decisions.
+    asked : the question of each of these decisions.
+    rows : which of the decisions; None for all.
     batch : what all decisions of a batch have in common, so that it can leave out its own.
     """
     names = state.bundle.score_names
-    answer = answer_of(decisions, row, names, state.ignored_prices(decisions))
-    offer_ids = tuple(offer["offer_id"] for offer in answer["offers"])
-    record = {
-        "request": dict(request),
-        "answer": answer,
-        "selection": decisions.selection(row),
-        "inputs": inputs_of(decisions, row, keep=names),
-    }
-    if request.get("explain"):
-        live = decisions.audience.live.get(answer["customer_id"])
-        record["contributions"] = contributions_of(state.shaper, answer, live)
-    return DecisionRecord(
-        decision_id=answer["decision_id"],
-        customer_id=answer["customer_id"],
-        decided_at=utc(decisions.situation.decided_at),
-        channel=decisions.situation.channel,
-        arm=answer["arm"],
-        offer_ids=offer_ids,
-        record=record,
-        request_hash=request_hash,
-        idempotency_key=idempotency_key,
-        stakes=_stakes(decisions, row),
-        batch=batch,
-    )
-
-
-def _stakes(decisions: Decisions, row: int) -> tuple[Stake, ...]:
-    """What the contact log keeps of each offer made, to learn from it later."""
-    stakes = []
-    for slot, offer in enumerate(decisions.chosen[row]):
-        if offer < 0:
-            break
-        days = decisions.catalogue.catalogue.offers[offer].response_window_days
-        at = utc(decisions.situation.decided_at)
-        stake = Stake(
-            propensity=plain(decisions.audience.propensity[row, offer]),
-            window_ends_at=None if days is None else at + timedelta(days=days),
-            loss_if_ignored=plain(decisions.losses.ignored[row, slot]),
-            loss_if_answered=plain(decisions.losses.answered[row, slot]),
+    answers = _Answers(decisions, names, state.ignored_prices(decisions))
+    inputs = Inputs(decisions, names, _written)
+    stakes = _Stakes(decisions)
+    decided_at, channel = utc(decisions.situation.decided_at), decisions.situation.channel
+    records = []
+    for row, filed in zip(range(len(decisions)) if rows is None else rows, asked, strict=True):
+        answer = answers.of(row)
+        record = {
+            "request": filed.request,
+            "answer": answer,
+            "selection": decisions.selection(row),
+            "inputs": inputs.of(row),
+        }
+        if filed.request.get("explain"):
+            live = decisions.audience.live.get(answer["customer_id"])
+            record["contributions"] = contributions_of(state.shaper, answer, live)
+        records.append(
+            DecisionRecord(
+                decision_id=answer["decision_id"],
+                customer_id=answer["customer_id"],
+                decided_at=decided_at,
+                channel=channel,
+                arm=answer["arm"],
+                offer_ids=tuple([offer["offer_id"] for offer in answer["offers"]]),
+                record=record,
+                request_hash=filed.request_hash,
+                idempotency_key=filed.idempotency_key,
+                stakes=stakes.of(row, answer["offers"]),
+                batch=batch,
+            )
         )
-        stakes.append(stake)
-    return tuple(stakes)
+    return records
+
+
+def _written(value: Any) -> msgspec.Raw:
+    """What many records share, as JSON."""
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+class _Stakes:
+    """What the contact log keeps of each offer made, to learn from it later."""
+
+    def __init__(self, decisions: Decisions) -> None:
+        self._offers = decisions.catalogue.catalogue.offers
+        self._at = utc(decisions.situation.decided_at)
+        self._chosen: list[list[int]] = decisions.chosen.tolist()
+        self._ignored = [plain_list(losses) for losses in decisions.losses.ignored.T]
+        self._answered = [plain_list(losses) for losses in decisions.losses.answered.T]
+
+    def of(self, row: int, made: Sequence[Mapping[str, Any]]) -> tuple[Stake, ...]:
+        """What is kept of the offers made to one customer."""
+        stakes = []
+        for slot, offer in enumerate(made):
+            days = self._offers[self._chosen[row][slot]].response_window_days
+            stake = Stake(
+                propensity=offer["propensity"],
+                window_ends_at=None if days is None else self._at + timedelta(days=days),
+                loss_if_ignored=self._ignored[slot][row],
+                loss_if_answered=self._answered[slot][row],
+            )
+            stakes.append(stake)
+        return tuple(stakes)
 
 
 def answer_of(
@@ -94,32 +123,50 @@ def answer_of(
     scores : names of the scores to tell.
     prices_ignored : why stored scarcity prices did not decide, where there were any.
     """
-    said = decisions.answer(row)
-    audience = decisions.audience
-    columns = audience.columns
-    told = {name: plain(columns[name][row]) if name in columns else None for name in scores}
-    as_of = audience.as_of
-    return {
-        "decision_id": said["decision_id"],
-        "customer_id": said["customer_id"],
-        "decided_at": said["decided_at"],
-        "channel": decisions.situation.channel,
-        "arm": said["arm"],
-        "fallback": not said["known_customer"],
-        "profile_stale": said["profile_stale"],
-        "offers": said["offers"],
-        "no_offer_reasons": said["no_offer_reasons"],
-        "scores": told,
-        **({} if prices_ignored is None else {"prices_ignored": prices_ignored}),
-        "versions": {
+    return _Answers(decisions, scores, prices_ignored).of(row)
+
+
+class _Answers:
+    """The answers to all customers of some decisions; what they share is looked up once."""
+
+    def __init__(
+        self, decisions: Decisions, scores: Sequence[str], prices_ignored: str | None
+    ) -> None:
+        audience = decisions.audience
+        columns = audience.columns
+        as_of = audience.as_of
+        self._decisions = decisions
+        self._scores = {
+            name: plain_list(columns[name]) if name in columns else [None] * len(decisions)
+            for name in scores
+        }
+        self._ignored = {} if prices_ignored is None else {"prices_ignored": prices_ignored}
+        self._versions = {
             "models": audience.versions["models"],
             "bundle": audience.versions["bundle"],
-            "profiles_as_of": None if as_of is None else plain(as_of),
+            "profiles_as_of": None if as_of is None else written_time(as_of),
             "catalogue": decisions.catalogue.catalogue.content_hash,
             "policy": decisions.policy.policy.content_hash,
             **_prices_version(decisions),
-        },
-    }
+        }
+
+    def of(self, row: int) -> dict[str, Any]:
+        """The answer to one of them."""
+        said = self._decisions.answer(row)
+        return {
+            "decision_id": said["decision_id"],
+            "customer_id": said["customer_id"],
+            "decided_at": said["decided_at"],
+            "channel": self._decisions.situation.channel,
+            "arm": said["arm"],
+            "fallback": not said["known_customer"],
+            "profile_stale": said["profile_stale"],
+            "offers": said["offers"],
+            "no_offer_reasons": said["no_offer_reasons"],
+            "scores": {name: values[row] for name, values in self._scores.items()},
+            **self._ignored,
+            "versions": self._versions,
+        }
 
 
 def _prices_version(decisions: Decisions) -> dict[str, str]:
