@@ -55,11 +55,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Term:
-    """A typed piece of an expression: how to compute it over arrays, and how to say it in SQL."""
+    """A typed piece of an expression: how to compute it over arrays, and how to say it in SQL.
+
+    ``where_true`` computes the first mask of a condition alone, where that is less work.
+    """
 
     type: ColumnType | Literal["null"]
     run: Callable[[Lookup], Any]
     sql: str
+    where_true: Callable[[Lookup], Any] | None = None
+
+    def holds(self, get: Lookup) -> Any:
+        """Where a condition is TRUE: not false and not unknown."""
+        return self.run(get)[0] if self.where_true is None else self.where_true(get)
 
 
 _ORDER: Mapping[type[exp.Expr], tuple[str, Any, Any]] = {
@@ -195,9 +203,14 @@ def join(terms: list[Term], every: bool) -> Term:
             true, false = (true & t, false | f) if every else (true | t, false & f)
         return true, false
 
-    return Term(
-        "boolean", run, "(" + (" AND " if every else " OR ").join(t.sql for t in terms) + ")"
-    )
+    def where_true(get: Lookup) -> Any:
+        true = terms[0].holds(get)
+        for term in terms[1:]:
+            true = true & term.holds(get) if every else true | term.holds(get)
+        return true
+
+    sql = "(" + (" AND " if every else " OR ").join(t.sql for t in terms) + ")"
+    return Term("boolean", run, sql, where_true)
 
 
 def _equals(a: Term, b: Term, negate: bool) -> Term:
@@ -220,7 +233,10 @@ def _ordered(kind: type[exp.Expr], a: Term, b: Term) -> Term:
         x, y = a.run(get), b.run(get)
         return holds(x, y), fails(x, y)
 
-    return Term("boolean", run, f"({a.sql} {symbol} {b.sql})")
+    def where_true(get: Lookup) -> Any:
+        return holds(a.run(get), b.run(get))
+
+    return Term("boolean", run, f"({a.sql} {symbol} {b.sql})", where_true)
 
 
 class Compiler:

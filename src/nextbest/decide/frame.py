@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide.binding import BoundPolicy
+from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Column, ColumnType, Lookup, Positions
@@ -128,16 +128,17 @@ class Frame:
         at: Situation,
         contexts: Contexts | None = None,
     ) -> None:
-        self._columns = {**catalogue.columns, **policy.policy.context_columns}
+        self._with_values = policy.columns_with_values
+        self._columns = policy.columns
         self._customers = audience.columns
         self._pairs = {**audience.pair_columns, "propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
         self._context = _context(policy, at, contexts)
 
     def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
-        """Make what has been computed so far available by name, over the data's columns."""
+        """Make values that have been computed available by name, over the data's columns."""
         self._pairs.update(columns)
-        self._columns.update(dict.fromkeys(columns, Column("number", "pair")))
+        self._columns = self._with_values
 
     def lookup(self, offers: Positions) -> Lookup:
         """Return a function from column name to values for some offers."""

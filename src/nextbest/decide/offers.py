@@ -411,19 +411,27 @@ def _id(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Amounts:
-    """One amount (margin or a cost) of all offers: constants, and formulas for some of them."""
+    """One amount (margin or a cost) of all offers: constants, and formulas for some of them.
+
+    Parameters
+    ----------
+    constants: (m,) amounts that are the same for everybody; NaN where a formula says it.
+    formulas: each with the offers that it is for.
+    varying: those of the formulas that read a column, and not only named constants.
+    """
 
     constants: npt.NDArray[np.float64]
     formulas: tuple[tuple[Formula, Positions], ...]
+    varying: tuple[tuple[Formula, Positions], ...]
 
     def evaluate(self, lookup: Callable[[Positions], Lookup]) -> npt.NDArray[np.float64]:
         """Amounts for customers × offers, or 1 × offers where no formula needs the customer.
 
         ``lookup`` gives, for some offers, the columns' values over customers × those offers.
         """
-        if not self.formulas:
+        if not self.varying:
             return self.constants[None, :]
-        values = [(np.asarray(f.evaluate(lookup(offers))), offers) for f, offers in self.formulas]
+        values = [(np.asarray(f.evaluate(lookup(offers))), offers) for f, offers in self.varying]
         rows = max((value.shape[0] for value, _ in values if value.ndim == 2), default=1)
         result = np.repeat(self.constants[None, :], rows, axis=0)
         for value, offers in values:
@@ -510,8 +518,15 @@ class _Binding:
                     formulas[amount] = (formula, [i])
                 except RuleError as wrong:
                     self.faults += wrong.faults
-        n = len(offers)
-        return Amounts(constants, tuple((f, positions(at, n)) for f, at in formulas.values()))
+        placed, varying = [], []
+        for formula, at in formulas.values():
+            pair = (formula, positions(at, len(offers)))
+            placed.append(pair)
+            if all(self.columns[column].value is not None for column in formula.columns):
+                constants[at] = formula.evaluate(self.columns.__getitem__)
+            else:
+                varying.append(pair)
+        return Amounts(constants, tuple(placed), tuple(varying))
 
     def _rules(self, step: Step) -> list[NamedRule]:
         offers = self.catalogue.offers
