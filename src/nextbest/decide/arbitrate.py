@@ -189,7 +189,10 @@ def choose(
     best = np.full((n, limit), -1, dtype=np.int64)
     lots = np.zeros((n, limit)) if lots is None else lots
     customers = np.arange(n)
-    position = np.append(np.arange(m) if by_id is None else by_id, -1)
+    position = np.arange(m + 1)
+    if by_id is not None:
+        position[:m] = by_id
+    position[m] = -1
     # A copy where slots take offers out of it.
     running = priority[:, position[:-1]] if by_id is not None or limit > 1 else priority
     members = [pool.member[position[:-1]] for pool in pools]

@@ -50,7 +50,7 @@ class Lottery:
         """One number from 0 to 1 for each of some decisions (None: of all) and each slot."""
         ids = self.decision_ids if rows is None else [self.decision_ids[row] for row in rows]
         slots = [uniforms(salt, "draw", ids, about=str(slot)) for slot in range(limit)]
-        return np.stack(slots, axis=1)
+        return np.array(slots).T
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,9 @@ class Choosing:
         ids = self.run.catalogue.offer_ids
         order = self.run.policy.order
         ids = ids if order is None else tuple(ids[i] for i in order)
-        stopped = np.array([name in self.lottery.stopped for name in ids])
+        stopped = np.zeros(len(ids), dtype=bool)
+        if self.lottery.stopped:
+            stopped[:] = [name in self.lottery.stopped for name in ids]
         # What exploring takes from others is a loss, too.
         charge = None if self.charge is None else of(self.charge)
         profit = of(values.expected_profit)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -188,8 +189,13 @@ class Limit:
         """The first moment that the limit counts; rolling days are open at their start."""
         if self.period is not None:
             return period_start(self.period, self.zone, decided_at)
-        length = round((self.days or 0.0) * _MICROSECONDS_PER_DAY)
-        return decided_at - np.timedelta64(length - 1, "us")
+        return decided_at - self.length
+
+    @property
+    def length(self) -> np.timedelta64:
+        """So long ago the rolling days began to count; a period's depends on the moment."""
+        microseconds = round((self.days or 0.0) * _MICROSECONDS_PER_DAY)
+        return np.timedelta64(microseconds - 1, "us")
 
     @property
     def at_most_days(self) -> float:
@@ -309,21 +315,32 @@ def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
     return groups[limit.scope]
 
 
-def _inside(
-    limits: Sequence[Limit], history: ContactHistory, channel: str, decided_at: np.datetime64
-) -> Mask:
-    """Which events each limit counts, limits × events: of its kind, within its days or period."""
-    since = np.array([limit.since(decided_at) for limit in limits], dtype="datetime64[us]")
-    kinds = np.array([KINDS.index(limit.kind) for limit in limits])
-    found: Mask = history.time >= since[:, None]
-    found &= history.time <= decided_at
-    found &= history.kind == kinds[:, None]
-    for row, limit in zip(found, limits, strict=True):
-        wanted = {channel} if limit.scope == "channel" else limit.channels
-        if wanted:
+class _Windows:
+    """What the limits of one channel count of the past: which events, and since when."""
+
+    def __init__(self, limits: Sequence[Limit], channel: str) -> None:
+        self.limits = [limit for limit in limits if limit.applies_to(channel)]
+        kinds = [KINDS.index(limit.kind) for limit in self.limits]
+        self._kinds = np.array(kinds, dtype=np.int64).reshape(-1, 1)
+        lengths = [limit.length for limit in self.limits]
+        self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
+        self._periods = [row for row, one in enumerate(self.limits) if one.period is not None]
+        wanted = [{channel} if one.scope == "channel" else one.channels for one in self.limits]
+        self._wanted = [(row, names) for row, names in enumerate(wanted) if names]
+
+    def inside(self, history: ContactHistory, decided_at: np.datetime64) -> Mask:
+        """Which events each limit counts, limits × events."""
+        since = decided_at - self._lengths
+        for row in self._periods:
+            since[row] = self.limits[row].since(decided_at)
+        found: Mask = history.time >= since
+        found &= history.time <= decided_at
+        found &= history.kind == self._kinds
+        for row, names in self._wanted:
             # The last place is for events on no channel (-1).
-            row &= np.array([*(c in wanted for c in history.channels), False])[history.channel]
-    return found
+            wanted = np.array([*(name in names for name in history.channels), False])
+            found[row] &= wanted[history.channel]
+        return found
 
 
 class ChannelLimits:
@@ -338,8 +355,8 @@ class ChannelLimits:
     def __init__(
         self, limits: Sequence[Limit], groups: Mapping[Scope, Ints], n_offers: int, channel: str
     ) -> None:
-        self._channel = channel
-        self._limits = [limit for limit in limits if limit.applies_to(channel)]
+        self._windows = _Windows(limits, channel)
+        self._limits = self._windows.limits
         self._pool = [_pools(limit, groups, n_offers) for limit in self._limits]
         # Every limit owns some columns of one table of counts: a column for each of its pools (or
         # one that stays empty), and behind those of all limits, for each exclusion, its offers'.
@@ -351,13 +368,15 @@ class ChannelLimits:
             _places(pool, int(first), everywhere=limit.scope in ("customer", "channel"))
             for limit, pool, first in zip(self._limits, self._pool, self._first, strict=False)
         ]
+        self._pools = [slice(a, b) for a, b in pairwise(self._first.tolist())]
         self._width = int(self._first[-1])
-        for _ in self._exclusions:
+        self._own: list[slice | None] = [None] * len(self._limits)
+        for i in self._exclusions:
+            self._own[i] = slice(self._width, self._width + n_offers)
             places.append(_places(np.arange(n_offers), self._width, everywhere=False))
             self._width += n_offers
         # The column of an event, by limit (or exclusion) and offer; the last is for no offer.
         self._columns = np.array(places, dtype=np.int64).reshape(-1, n_offers + 1)
-        self._n_offers = n_offers
 
     def count(
         self, history: ContactHistory, n_customers: int, decided_at: np.datetime64
@@ -369,20 +388,17 @@ class ChannelLimits:
         first, last = self._first[:-1], self._first[-1]
         over = (table[:, :last] > self._allowed).any(axis=0)
         busy = np.logical_or.reduceat(over, first).tolist()
-        own: list[Ints | None] = [None] * len(self._limits)
-        for number, i in enumerate(self._exclusions):
-            start = last + number * self._n_offers
-            own[i] = table[:, start : start + self._n_offers]
-        bounds = self._first.tolist()
         return [
-            Counts(limit, table[:, bounds[i] : bounds[i + 1]], self._pool[i], own[i], not busy[i])
-            for i, limit in enumerate(self._limits)
+            Counts(limit, table[:, pools], pool, None if own is None else table[:, own], not some)
+            for limit, pools, pool, own, some in zip(
+                self._limits, self._pools, self._pool, self._own, busy, strict=True
+            )
         ]
 
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
         if not len(history.customer):
             return np.zeros((n_customers, self._width), dtype=np.int64)
-        inside = _inside(self._limits, history, self._channel, decided_at)
+        inside = self._windows.inside(history, decided_at)
         if self._exclusions:
             inside = np.concatenate([inside, inside[self._exclusions]])
         limit, event = inside.nonzero()
@@ -402,10 +418,7 @@ def counted(
     limits: Sequence[Limit], history: ContactHistory, *, channel: str, decided_at: np.datetime64
 ) -> npt.NDArray[np.intp]:
     """Return the positions of the events that any limit of this channel counts."""
-    subject = [limit for limit in limits if limit.applies_to(channel)]
-    if not (subject and len(history.customer)):
-        return np.empty(0, dtype=np.intp)
-    return np.flatnonzero(_inside(subject, history, channel, decided_at).any(axis=0))
+    return np.flatnonzero(_Windows(limits, channel).inside(history, decided_at).any(axis=0))
 
 
 def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask:

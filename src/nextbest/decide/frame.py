@@ -173,7 +173,9 @@ def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> d
         if contexts is None:
             values[name] = _context_value(name, kind, at.context.get(name))
         else:
-            told = [_context_value(name, kind, one.get(name)) for one in contexts]
+            told = [one.get(name) for one in contexts]
+            if not _PLAIN[kind].issuperset(map(type, told)):
+                told = [_context_value(name, kind, value) for value in told]
             values[name] = np.array(told, dtype=_CONTEXT_TYPES[kind])[:, None]
     return values
 
@@ -183,6 +185,14 @@ _CONTEXT_TYPES: Mapping[ColumnType, str] = {
     "timestamp": "datetime64[us]",
     "string": "object",
     "boolean": "object",
+}
+
+# Types of values that need no conversion but NumPy's own; it takes None for an unknown number.
+_PLAIN: Mapping[ColumnType, frozenset[type]] = {
+    "number": frozenset((float, int, type(None))),
+    "timestamp": frozenset(),
+    "string": frozenset((str, type(None))),
+    "boolean": frozenset((bool, type(None))),
 }
 
 

@@ -91,9 +91,10 @@ def assigned(
         and the no_contact arm they get the fallback list.
     """
     code = np.full(len(customer_ids), _CODES[POLICY], dtype=np.int8)
-    if experiment.shares():
+    shares = experiment.shares()
+    if shares:
         place = uniforms(str(experiment.salt), "arms", customer_ids)
-        for name, share in experiment.shares().items():
+        for name, share in shares.items():
             start = Arms.QUARTERS.index(name) / len(Arms.QUARTERS)
             code[(place >= start) & (place < start + share)] = _CODES[name]
     code[~known & (code != _CODES[NO_CONTACT])] = _CODES[FALLBACK]

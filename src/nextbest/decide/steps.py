@@ -20,7 +20,7 @@ from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.explore import OfferCounts, reach
 from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
 from nextbest.decide.hashing import uniforms
-from nextbest.decide.offers import SHARES, BoundCatalogue
+from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Positions
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Steps:
             name: amount.evaluate(self.frame.lookup)
             for name, amount in self.catalogue.amounts.items()
         }
-        shares = [amounts[name] for name in SHARES]
+        sound = self.catalogue.sound(amounts)
         # Only the shop's part of the incentive is a cost to the shop.
         amounts["incentive_cost"] = amounts.pop("incentive_shop_share") * amounts["incentive_cost"]
         amounts["retention_value"] = self._retention_value()
@@ -133,10 +133,7 @@ class Steps:
         moment = utc(self.situation.decided_at)
         lever, weight = self.policy.lever(moment), self._context_weight()
         priority = weigh(objective, lever * weight)
-        sound = np.isfinite(profit) & np.isfinite(priority)
-        sound &= (amounts["incentive_cost"] >= 0) & (amounts["contact_cost"] >= 0)
-        for share in shares:
-            sound &= (share >= 0) & (share <= 1)
+        sound = sound & np.isfinite(profit) & np.isfinite(priority)
         small = self.policy.fates.small
         if not sound.all():
             self.remove(small[b.UNKNOWN_VALUE], self._of_known(~sound))
