@@ -9,7 +9,7 @@ import pytest
 from decide_world import audience, catalogue, offer, policy, situation
 from scipy.optimize import linprog
 
-from nextbest.decide import binding as b
+from nextbest.decide import bound as b
 from nextbest.decide.assign import Constraint, Price, Prices
 from nextbest.decide.binding import bind
 from nextbest.decide.engine import Decisions, Ration, decide

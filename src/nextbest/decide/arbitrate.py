@@ -18,6 +18,7 @@ __all__ = [
     "expected_cost",
     "expected_profit",
     "greedy",
+    "leaders",
     "weigh",
 ]
 
@@ -126,17 +127,19 @@ class Choice:
     blocked: list[npt.NDArray[np.bool_]]
 
 
-Chances = Callable[[Floats], Floats]
-"""From what is in the running (customers × offers, -inf where out) to the probability of each."""
+Chances = Callable[[Floats, Ints], Floats]
+"""From what is in the running (customers × offers, -inf where out), and the column of each
+customer's best offer (`leaders`), to the probability of each."""
 
 
-def greedy(running: Floats) -> Floats:
+def greedy(running: Floats, leader: Ints | None = None) -> Floats:
     """Put all probability on the best offer, or on no offer where none is above zero.
 
     Parameters
     ----------
     running: customers × offers in the order of their ids; -inf where an offer is out. Ties go to
         the first.
+    leader: what `leaders` returns for it, where that is known.
 
     Returns
     -------
@@ -144,20 +147,20 @@ def greedy(running: Floats) -> Floats:
     """
     n, m = running.shape
     chances = np.zeros((n, m + 1))
-    chances[np.arange(n), _leader(running)] = 1.0
+    chances[np.arange(n), leaders(running) if leader is None else leader] = 1.0
     return chances
 
 
-def _leader(running: Floats) -> npt.NDArray[np.intp]:
+def leaders(running: Floats) -> Ints:
     """Return for each customer the column of the best offer, or the one behind the last."""
-    best: npt.NDArray[np.intp] = np.argmax(running, axis=1)
+    best: Ints = running.argmax(axis=1)
     best[running[np.arange(len(running)), best] <= 0] = running.shape[1]
     return best
 
 
 def choose(
     priority: Floats,
-    by_id: npt.NDArray[np.intp],
+    by_id: npt.NDArray[np.intp] | None,
     limit: int,
     pools: Sequence[Pool],
     chances: Chances = greedy,
@@ -173,7 +176,8 @@ def choose(
     Parameters
     ----------
     priority: customers × offers; -inf where an offer is out of the running. No offer is worth zero.
-    by_id: positions of the offers in the order of their ids, which breaks ties.
+    by_id: positions of the offers in the order of their ids, which breaks ties; None where they
+        stand in it.
     limit: number of slots, at least 1.
     pools: contacts that the answer may use up; only asked for more than one slot.
     chances: gives a slot's probabilities, with the offers in the order of their ids.
@@ -183,40 +187,51 @@ def choose(
     chosen = np.full((n, limit), -1, dtype=np.int64)
     probability = np.full((n, limit), np.nan)
     best = np.full((n, limit), -1, dtype=np.int64)
-    first = np.zeros((n, m + 1))
     lots = np.zeros((n, limit)) if lots is None else lots
     customers = np.arange(n)
-    position = np.append(by_id, -1)
-    running = priority[:, by_id]
-    members = [pool.member[by_id] for pool in pools]
+    position = np.arange(m + 1)
+    if by_id is not None:
+        position[:m] = by_id
+    position[m] = -1
+    # A copy where slots take offers out of it.
+    running = priority[:, position[:-1]] if by_id is not None or limit > 1 else priority
+    members = [pool.member[position[:-1]] for pool in pools]
     left = [pool.left.copy() for pool in pools]
     blocked = [np.zeros((n, m), dtype=bool) for _ in pools]
-    drawing = np.ones(n, dtype=bool)
+    first = np.empty((n, 0))
+    ended = None
     for slot in range(limit):
-        now = chances(running)
-        if slot == 0:
-            first[:, [*by_id, m]] = now
+        leader = leaders(running)
+        now = chances(running, leader)
+        first = now if slot == 0 else first
         drawn = _draw(now, lots[:, slot])
-        best[drawing, slot] = position[_leader(running)[drawing]]
-        probability[drawing, slot] = now[customers, drawn][drawing]
-        drawing &= drawn < m
-        if not drawing.any():
-            break
-        chosen[drawing, slot] = by_id[drawn[drawing]]
-        running[customers[drawing], drawn[drawing]] = -np.inf
+        chosen[:, slot] = position[drawn]
+        best[:, slot] = position[leader]
+        probability[:, slot] = now[customers, drawn]
+        if ended is not None:
+            chosen[ended, slot] = best[ended, slot] = -1
+            probability[ended, slot] = np.nan
         if slot + 1 == limit:
             break
+        ended = drawn == m if ended is None else ended | (drawn == m)
+        rows = np.flatnonzero(~ended)
+        if not rows.size:
+            break
+        running[rows, drawn[rows]] = -np.inf
         for member, remaining, out in zip(members, left, blocked, strict=True):
-            _use_up(member, remaining, out, running, customers[drawing], drawn[drawing])
-    back = np.argsort(by_id)
-    return Choice(chosen, probability, first, best, [out[:, back] for out in blocked])
+            _use_up(member, remaining, out, running, rows, drawn[rows])
+    if by_id is not None:
+        back = np.argsort(by_id)
+        first = first[:, np.append(back, m)]
+        blocked = [out[:, back] for out in blocked]
+    return Choice(chosen, probability, first, best, blocked)
 
 
-def _draw(chances: Floats, lots: Floats) -> npt.NDArray[np.intp]:
+def _draw(chances: Floats, lots: Floats) -> Ints:
     """Return for each customer the first column at which the probabilities so far pass the lot."""
     # cumsum adds from left to right, whatever the shape: a zero in between changes no bit.
-    so_far = np.cumsum(chances, axis=1)
-    drawn: npt.NDArray[np.intp] = np.argmax(so_far > lots[:, None] * so_far[:, -1:], axis=1)
+    so_far = chances.cumsum(axis=1)
+    drawn: Ints = (so_far > lots[:, None] * so_far[:, -1:]).argmax(axis=1)
     return drawn
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide.contact import Limit, QuietHours, Scope
+from nextbest.decide.bound import VALUE_COLUMNS, BoundPolicy, Ceiling, Fates, Retention
+from nextbest.decide.contact import Scope
 from nextbest.decide.explore import smallest_budget
-from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, concerns, positions
-from nextbest.decide.policy import ContextWeight, Lever, Policy, Target
+from nextbest.decide.offers import BoundCatalogue, Catalogue, Goal, positions
+from nextbest.decide.policy import ContextWeight, Policy, Target
 from nextbest.decide.rules import (
     STEPS,
     Column,
@@ -31,153 +30,7 @@ from nextbest.decide.rules import (
 )
 from nextbest.errors import ConfigError, Fault, RuleError, did_you_mean
 
-__all__ = ["BoundPolicy", "Ceiling", "Fates", "Retention", "bind"]
-
-# What the value step computes; an objective may name these beside the data's columns.
-VALUE_COLUMNS: Mapping[str, Column] = {
-    name: Column("number", "pair")
-    for name in (
-        "margin",
-        "incentive_cost",
-        "contact_cost",
-        "baseline_rate",
-        "retention_value",
-        "expected_cost",
-        "expected_profit",
-    )
-}
-
-OPEN = ("", "")
-CHOSEN = ("chosen", "chosen")
-INACTIVE = ("candidate", "switched off")
-OTHER_CHANNEL = ("candidate", "not on this channel")
-OTHER_PLACEMENT = ("candidate", "not for this placement")
-NOT_STARTED = ("candidate", "not started yet")
-ENDED = ("candidate", "ended")
-NOT_FALLBACK = ("fallback", "not in the fallback list")
-NO_CONSENT = ("contact_policy", "consent")
-UNKNOWN_VALUE = ("value", "unknown value")
-OVER_CEILING = ("value", "investment ceiling")
-HELD_OUT_OF_OFFER = ("holdout", "held out of this offer")
-NOT_REACHED = ("reach", "not yet in its reach")
-NOTHING_TO_GAIN = ("arbitration", "no offer is better")
-OUTRANKED = ("arbitration", "lower priority")
-LESS_LIKELY = ("arbitration", "lower propensity")
-NOT_DRAWN = ("arbitration", "another choice was drawn")
-SAME_GROUP = ("arbitration", "another offer of its exclusivity group")
-NO_CONTACT_LEFT = ("arbitration", "no contact left in this answer")
-CATEGORY_FULL = ("arbitration", "enough offers of its category")
-SCARCE = ("limits", "scarcity: worth more to others")
-USED_UP = ("limits", "capacity: nothing left of it")
-HELD_OUT = ("arm", "holdout")
-NO_CONTACT_ARM = ("arm", "no_contact")
-
-
-@dataclass(frozen=True)
-class Fates:
-    """All that can become of an offer, as *(step, reason)*, numbered for compact arrays."""
-
-    names: tuple[tuple[str, str], ...]
-    codes: Mapping[tuple[str, str], int]
-
-    def _are(self, *fates: tuple[str, str]) -> npt.NDArray[np.bool_]:
-        return np.array([fate in fates for fate in self.names])
-
-    @cached_property
-    def final(self) -> npt.NDArray[np.bool_]:
-        """By code: whether the offer passed every step before arbitration."""
-        last = ("arbitration", "arm", "chosen")
-        return np.array([step in last for step, _ in self.names]) | self._are(SCARCE)
-
-    @cached_property
-    def lost(self) -> npt.NDArray[np.bool_]:
-        """By code: whether the offer competed, and another was better or was drawn."""
-        return self._are(OUTRANKED, LESS_LIKELY, NOT_DRAWN)
-
-    @cached_property
-    def limited(self) -> npt.NDArray[np.bool_]:
-        """By code: whether there was not enough of the offer for all."""
-        return self._are(SCARCE, USED_UP)
-
-
-@dataclass(frozen=True)
-class Retention:
-    """What keeping a customer is worth: churn probability × save rate × CLV, for some offers."""
-
-    offers: npt.NDArray[np.intp]
-    save_rate: npt.NDArray[np.float64]
-    churn_probability: Formula
-    clv: Formula
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """The share of a customer's clv that contacting may be expected to cost, for some offers."""
-
-    offers: npt.NDArray[np.intp]
-    share: npt.NDArray[np.float64]
-    clv: Formula
-
-
-@dataclass(frozen=True)
-class BoundPolicy:
-    """A policy whose rules, targets and names are resolved against one catalogue and its data."""
-
-    policy: Policy
-    catalogue: BoundCatalogue
-    rules: tuple[NamedRule, ...]
-    limits: tuple[Limit, ...]
-    quiet_hours: tuple[QuietHours, ...]
-    groups: Mapping[Scope, npt.NDArray[np.int64]]
-    objective: Formula
-    retention: Retention | None
-    ceiling: Ceiling | None
-    levers: tuple[tuple[Lever, Positions], ...]
-    context_weights: tuple[tuple[ContextWeight, Rule, Positions], ...]
-    consent_columns: Mapping[str, str | None]
-    fallback: npt.NDArray[np.intp]
-    by_id: npt.NDArray[np.intp]
-    fates: Fates
-
-    @cached_property
-    def levers_by_offer(self) -> list[list[Lever]]:
-        """The levers of each offer, whatever the date."""
-        offers = range(len(self.catalogue.offer_ids))
-        return [[one for one, at in self.levers if concerns(at, i)] for i in offers]
-
-    @cached_property
-    def weights_by_offer(self) -> list[list[int]]:
-        """Numbers of the context weights that each offer may have."""
-        numbered = [(i, at) for i, (_, _, at) in enumerate(self.context_weights)]
-        offers = range(len(self.catalogue.offer_ids))
-        return [[i for i, at in numbered if concerns(at, offer)] for offer in offers]
-
-    @cached_property
-    def rules_by_fate(self) -> dict[tuple[str, str, int], NamedRule]:
-        """The rule that removes an offer, by step, name and the offer's position."""
-        found: dict[tuple[str, str, int], NamedRule] = {}
-        every = np.arange(len(self.catalogue.offer_ids))
-        for named in (*self.rules, *self.catalogue.rules):
-            for offer in every[named.offers].tolist():
-                found.setdefault((named.step, named.name, offer), named)
-        return found
-
-    @cached_property
-    def columns_read(self) -> frozenset[str]:
-        """Names of all columns that the catalogue or the policy reads, on any channel."""
-        rules = [named.rule for named in (*self.rules, *self.catalogue.rules)]
-        rules += [rule for _, rule, _ in self.context_weights]
-        formulas = [self.objective]
-        for amount in self.catalogue.amounts.values():
-            formulas += [formula for formula, _ in amount.formulas]
-        if self.retention is not None:
-            formulas += [self.retention.churn_probability, self.retention.clv]
-        if self.ceiling is not None:
-            formulas.append(self.ceiling.clv)
-        consent = [name for name in self.consent_columns.values() if name is not None]
-        return frozenset(consent).union(
-            *(rule.columns for rule in rules), *(formula.columns for formula in formulas)
-        )
+__all__ = ["BoundPolicy", "bind"]
 
 
 def bind(
@@ -210,28 +63,8 @@ def bind(
     if faults or bound is None:
         raise ConfigError(faults=list(dict.fromkeys(faults)))
     limits = [limit.name for limit in (*parts["quiet_hours"], *parts["limits"])]
-    fates = _fates([*parts["rules"], *bound.rules], limits)
+    fates = Fates.of([*parts["rules"], *bound.rules], limits)
     return bound, BoundPolicy(policy=policy, catalogue=bound, fates=fates, **parts)
-
-
-def _fates(rules: Sequence[NamedRule], limits: Sequence[str]) -> Fates:
-    names = [OPEN, INACTIVE, OTHER_CHANNEL, OTHER_PLACEMENT, NOT_STARTED, ENDED, NOT_FALLBACK]
-    names += [(rule.step, rule.name) for step in STEPS for rule in rules if rule.step == step]
-    names += [NO_CONSENT, *(("contact_policy", name) for name in limits)]
-    names += [UNKNOWN_VALUE, OVER_CEILING, HELD_OUT_OF_OFFER, NOT_REACHED, NOTHING_TO_GAIN]
-    names += [
-        SCARCE,
-        USED_UP,
-        OUTRANKED,
-        LESS_LIKELY,
-        NOT_DRAWN,
-        SAME_GROUP,
-        NO_CONTACT_LEFT,
-        CATEGORY_FULL,
-    ]
-    names += [HELD_OUT, NO_CONTACT_ARM, CHOSEN]
-    unique = tuple(dict.fromkeys(names))
-    return Fates(unique, {name: code for code, name in enumerate(unique)})
 
 
 def _groups(values: Sequence[str | None]) -> npt.NDArray[np.int64]:

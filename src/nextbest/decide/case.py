@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide import binding as b
+from nextbest.decide import bound as b
 from nextbest.decide import contact
 from nextbest.decide.arbitrate import weigh
 from nextbest.decide.explore import loss_bound

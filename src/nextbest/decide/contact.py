@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ from nextbest.errors import DataError, did_you_mean
 
 __all__ = [
     "KINDS",
+    "ChannelLimits",
     "ContactHistory",
     "Counts",
     "Kind",
@@ -25,7 +27,6 @@ __all__ = [
     "Scope",
     "Weekday",
     "consent",
-    "count",
     "counted",
     "reason",
 ]
@@ -184,13 +185,17 @@ class Limit:
         """Say whether decisions on this channel are subject to the limit."""
         return not self.channels or channel in self.channels
 
-    def within(self, times: Times, decided_at: np.datetime64) -> Mask:
-        """Which of these times the limit counts; rolling days are open at their start."""
-        past = times <= decided_at
-        if self.period is None:
-            length = round((self.days or 0.0) * _MICROSECONDS_PER_DAY)
-            return past & (times > decided_at - np.timedelta64(length, "us"))
-        return past & (times >= period_start(self.period, self.zone, decided_at))
+    def since(self, decided_at: np.datetime64) -> np.datetime64:
+        """The first moment that the limit counts; rolling days are open at their start."""
+        if self.period is not None:
+            return period_start(self.period, self.zone, decided_at)
+        return decided_at - self.length
+
+    @property
+    def length(self) -> np.timedelta64:
+        """So long ago the rolling days began to count; a period's depends on the moment."""
+        microseconds = round((self.days or 0.0) * _MICROSECONDS_PER_DAY)
+        return np.timedelta64(microseconds - 1, "us")
 
     @property
     def at_most_days(self) -> float:
@@ -270,12 +275,14 @@ class Counts:
     counted: customers × pools.
     pool: pool of each offer; -1 where the limit does not concern the offer.
     own: customers × offers, events of the offer itself, for mutual exclusion only.
+    idle: nobody has reached the limit for any offer.
     """
 
     limit: Limit
     counted: Ints
     pool: Ints
     own: Ints | None
+    idle: bool
 
     @cached_property
     def per_offer(self) -> Ints:
@@ -288,12 +295,16 @@ class Counts:
     @cached_property
     def reached(self) -> Mask:
         """Where the limit keeps an offer back: customers × offers."""
-        allowed = self.limit.at_most - 1 if self.limit.form == "cap" else 0
-        return (self.per_offer > allowed) & (self.pool >= 0)
+        return (self.per_offer > _allowed(self.limit)) & (self.pool >= 0)
 
     def left(self) -> Ints:
         """How many more contacts the limit allows: customers × pools."""
         return np.maximum(self.limit.at_most - self.counted, 0)
+
+
+def _allowed(limit: Limit) -> int:
+    """So many events keep nothing back yet."""
+    return limit.at_most - 1 if limit.form == "cap" else 0
 
 
 def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
@@ -304,71 +315,110 @@ def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
     return groups[limit.scope]
 
 
-def _counted_events(
-    limit: Limit, history: ContactHistory, channel: str, decided_at: np.datetime64
-) -> npt.NDArray[np.intp]:
-    """Events of the limit's kind within its days or period."""
-    found = limit.within(history.time, decided_at)
-    found &= history.kind == KINDS.index(limit.kind)
-    wanted = {channel} if limit.scope == "channel" else limit.channels
-    if wanted:
-        named = [history.channel == i for i, c in enumerate(history.channels) if c in wanted]
-        found &= np.logical_or.reduce(named) if named else False
-    return np.flatnonzero(found)
+class _Windows:
+    """What the limits of one channel count of the past: which events, and since when."""
+
+    def __init__(self, limits: Sequence[Limit], channel: str) -> None:
+        self.limits = [limit for limit in limits if limit.applies_to(channel)]
+        kinds = [KINDS.index(limit.kind) for limit in self.limits]
+        self._kinds = np.array(kinds, dtype=np.int64).reshape(-1, 1)
+        lengths = [limit.length for limit in self.limits]
+        self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
+        self._periods = [row for row, one in enumerate(self.limits) if one.period is not None]
+        wanted = [{channel} if one.scope == "channel" else one.channels for one in self.limits]
+        self._wanted = [(row, names) for row, names in enumerate(wanted) if names]
+
+    def inside(self, history: ContactHistory, decided_at: np.datetime64) -> Mask:
+        """Which events each limit counts, limits × events."""
+        since = decided_at - self._lengths
+        for row in self._periods:
+            since[row] = self.limits[row].since(decided_at)
+        found: Mask = history.time >= since
+        found &= history.time <= decided_at
+        found &= history.kind == self._kinds
+        for row, names in self._wanted:
+            # The last place is for events on no channel (-1).
+            wanted = np.array([*(name in names for name in history.channels), False])
+            found[row] &= wanted[history.channel]
+        return found
 
 
-def count(
-    limits: Sequence[Limit],
-    history: ContactHistory,
-    groups: Mapping[Scope, Ints],
-    *,
-    n_customers: int,
-    n_offers: int,
-    channel: str,
-    decided_at: np.datetime64,
-) -> Iterator[Counts]:
-    """Count past events against each limit that applies to this channel.
+class ChannelLimits:
+    """The limits that decisions on one channel are subject to, counted in one pass.
 
     Parameters
     ----------
+    limits: all of the policy's; those of other channels are left out.
     groups: for "category" and "exclusivity_group", the group of each offer (-1 for none).
     """
-    for limit in limits:
-        if not limit.applies_to(channel):
-            continue
-        pool = _pools(limit, groups, n_offers)
-        n_pools = int(pool.max(initial=-1)) + 1
-        events = _counted_events(limit, history, channel, decided_at)
-        customer, offer = history.customer[events], history.offer[events]
-        if limit.scope in ("customer", "channel"):
-            at = np.zeros(len(events), dtype=np.int64)
-        else:
-            at = np.where(offer >= 0, pool[offer], -1)
-        inside = at >= 0
-        counted = _tally(customer[inside], at[inside], n_customers, n_pools)
-        own = None
-        if limit.form == "exclusion":
-            named = offer >= 0
-            own = _tally(customer[named], offer[named], n_customers, n_offers)
-        yield Counts(limit, counted, pool, own)
+
+    def __init__(
+        self, limits: Sequence[Limit], groups: Mapping[Scope, Ints], n_offers: int, channel: str
+    ) -> None:
+        self._windows = _Windows(limits, channel)
+        self._limits = self._windows.limits
+        self._pool = [_pools(limit, groups, n_offers) for limit in self._limits]
+        # Every limit owns some columns of one table of counts: a column for each of its pools (or
+        # one that stays empty), and behind those of all limits, for each exclusion, its offers'.
+        sizes = [max(int(pool.max(initial=-1)) + 1, 1) for pool in self._pool]
+        self._first = np.cumsum([0, *sizes])
+        self._allowed = np.repeat([_allowed(limit) for limit in self._limits], sizes)
+        self._exclusions = [i for i, one in enumerate(self._limits) if one.form == "exclusion"]
+        places = [
+            _places(pool, int(first), everywhere=limit.scope in ("customer", "channel"))
+            for limit, pool, first in zip(self._limits, self._pool, self._first, strict=False)
+        ]
+        self._pools = [slice(a, b) for a, b in pairwise(self._first.tolist())]
+        self._width = int(self._first[-1])
+        self._own: list[slice | None] = [None] * len(self._limits)
+        for i in self._exclusions:
+            self._own[i] = slice(self._width, self._width + n_offers)
+            places.append(_places(np.arange(n_offers), self._width, everywhere=False))
+            self._width += n_offers
+        # The column of an event, by limit (or exclusion) and offer; the last is for no offer.
+        self._columns = np.array(places, dtype=np.int64).reshape(-1, n_offers + 1)
+
+    def count(
+        self, history: ContactHistory, n_customers: int, decided_at: np.datetime64
+    ) -> list[Counts]:
+        """Count past events against each limit."""
+        if not self._limits:
+            return []
+        table = self._table(history, n_customers, decided_at)
+        first, last = self._first[:-1], self._first[-1]
+        over = (table[:, :last] > self._allowed).any(axis=0)
+        busy = np.logical_or.reduceat(over, first).tolist()
+        return [
+            Counts(limit, table[:, pools], pool, None if own is None else table[:, own], not some)
+            for limit, pools, pool, own, some in zip(
+                self._limits, self._pools, self._pool, self._own, busy, strict=True
+            )
+        ]
+
+    def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
+        if not len(history.customer):
+            return np.zeros((n_customers, self._width), dtype=np.int64)
+        inside = self._windows.inside(history, decided_at)
+        if self._exclusions:
+            inside = np.concatenate([inside, inside[self._exclusions]])
+        limit, event = inside.nonzero()
+        column = self._columns[limit, history.offer[event]]
+        cell = history.customer[event] * self._width + column
+        size = n_customers * self._width
+        counted: Ints = np.bincount(cell[column >= 0], minlength=size).astype(np.int64, copy=False)
+        return counted.reshape(n_customers, self._width)
+
+
+def _places(pool: Ints, first: int, *, everywhere: bool) -> Ints:
+    """(m + 1,) the column of an event with each offer and with none; -1 if it does not count."""
+    return np.append(np.where(pool >= 0, pool + first, -1), first if everywhere else -1)
 
 
 def counted(
     limits: Sequence[Limit], history: ContactHistory, *, channel: str, decided_at: np.datetime64
 ) -> npt.NDArray[np.intp]:
     """Return the positions of the events that any limit of this channel counts."""
-    found = np.zeros(len(history.customer), dtype=bool)
-    for limit in limits:
-        if len(found) and limit.applies_to(channel):
-            found[_counted_events(limit, history, channel, decided_at)] = True
-    return np.flatnonzero(found)
-
-
-def _tally(customer: Ints, at: Ints, n_customers: int, n_pools: int) -> Ints:
-    if not len(customer):
-        return np.zeros((n_customers, max(n_pools, 1)), dtype=np.int64)
-    cells = np.bincount(customer * n_pools + at, minlength=n_customers * n_pools)
-    return cells.reshape(n_customers, n_pools).astype(np.int64)
+    return np.flatnonzero(_Windows(limits, channel).inside(history, decided_at).any(axis=0))
 
 
 def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask:

@@ -7,7 +7,7 @@ that is what lets another policy be judged on these decisions later (Horvitz & T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
-from nextbest.decide.arbitrate import greedy, weigh
+from nextbest.decide.arbitrate import Ints, Values, greedy, weigh
 from nextbest.decide.policy import Exploration
 from nextbest.errors import DataError
 
@@ -56,7 +56,7 @@ def uniform(running: Floats) -> Floats:
     return _spread(np.isfinite(running), np.zeros(len(running), dtype=bool))
 
 
-def epsilon(running: Floats, free: Mask, share: float) -> Floats:
+def epsilon(running: Floats, free: Mask, share: float, best: Floats | None = None) -> Floats:
     """Choose the best, but now and then any of the others, each as often.
 
     ``(1 − share) × best + share / (k + 1)`` over the k offers that may be explored and no offer
@@ -67,9 +67,11 @@ def epsilon(running: Floats, free: Mask, share: float) -> Floats:
     running: customers × offers in the order of their ids, -inf where an offer is out.
     free: where an offer may be explored.
     share: how much is left to chance, from 0 to 1.
+    best: what `greedy` returns, where that is known.
     """
     anything = _spread(free, np.ones(len(running), dtype=bool))
-    return (1.0 - share) * greedy(running) + share * anything
+    best = greedy(running) if best is None else best
+    return (1.0 - share) * best + share * anything
 
 
 def softmax(running: Floats, free: Mask, temperature: float) -> Floats:
@@ -171,12 +173,14 @@ def guard(best: Floats, exploring: Floats, profit: Floats, share: float) -> Floa
     profit: customers × offers, expected profit.
     share: from 0 to 1.
     """
-    worth = _with_no_offer(profit, 0.0)
-    earns = _total(best * worth)
-    loses = earns - _total(exploring * worth)
+    earns = _earned(best, profit)
+    loses = earns - _earned(exploring, profit)
     allowed = share * np.maximum(earns, 0.0)
+    too_much = loses > allowed
+    if not too_much.any():
+        return exploring
     weight = np.ones(len(best))
-    np.divide(allowed, loses, out=weight, where=loses > allowed)
+    np.divide(allowed, loses, out=weight, where=too_much)
     return (1.0 - weight)[:, None] * best + weight[:, None] * exploring
 
 
@@ -189,6 +193,14 @@ class Earnings:
 
     ignored: Floats
     answered: Floats
+
+    @classmethod
+    def of(cls, values: Values) -> Earnings:
+        """Work out what offers earn; NaN where unknown."""
+        with np.errstate(invalid="ignore"):  # as in `expected_profit`
+            anyway = values.baseline_rate * values.margin
+        ignored = values.retention_value - values.contact_cost - anyway
+        return cls(ignored, ignored + (values.margin - values.incentive_cost))
 
 
 @dataclass(frozen=True)
@@ -210,14 +222,32 @@ class Explorer:
     possible: Floats | None = None
     earnings: Earnings | None = None
 
-    def chances(self, running: Floats) -> Floats:
-        """Return the probabilities for one slot, customers × (offers + 1)."""
-        best = greedy(running)
-        may_be_explored = ~self.stopped & self._within_limits(best)
-        free = np.isfinite(running) & (may_be_explored | (best[:, :-1] > 0))
-        vector = self._policies[self.settings.policy](running, free)
+    def chances(self, running: Floats, leader: Ints | None = None) -> Floats:
+        """Return the probabilities for one slot, customers × (offers + 1).
+
+        ``leader`` is what `arbitrate.leaders` returns, where that is known.
+        """
+        best = greedy(running, leader)
+        free = np.isfinite(running)
+        if self.settings.loss_budget is not None or self.stopped.any():
+            may_be_explored = ~self.stopped & self._within_limits(best)
+            free &= may_be_explored | (best[:, :-1] > 0)
+        vector = self._vector(running, free, best)
         share = self.settings.max_loss_share
         return vector if share is None else guard(best, vector, self.profit, share)
+
+    def _vector(self, running: Floats, free: Mask, best: Floats) -> Floats:
+        match self.settings.policy:
+            case "greedy":
+                return best
+            case "epsilon":
+                return epsilon(running, free, self.settings.epsilon, best)
+            case "softmax":
+                return softmax(running, free, self.settings.temperature)
+            case "thompson":
+                if self.possible is None:
+                    raise DataError("exploration", "Thompson sampling was given no beliefs")
+                return best_probability(self.possible, free)
 
     def _within_limits(self, best: Floats) -> Mask:
         """Where one contact can neither lose nor gain more than the budget's bound was told."""
@@ -225,26 +255,17 @@ class Explorer:
             return np.ones((1, 1), dtype=bool)
         if self.earnings is None:
             raise DataError("exploration", "a loss budget was given no earnings")
-        earns = _total(best * _with_no_offer(self.profit, 0.0))[:, None]
+        earns = _earned(best, self.profit)[:, None]
         ignored, answered = earns - self.earnings.ignored, earns - self.earnings.answered
         worst, gain = np.maximum(ignored, answered), -np.minimum(ignored, answered)
         limits = self.settings.loss_limits()
         within: Mask = (worst <= limits["largest_loss"]) & (gain <= limits["largest_gain"])
         return within
 
-    @property
-    def _policies(self) -> Mapping[str, Callable[[Floats, Mask], Floats]]:
-        return {
-            "greedy": lambda running, free: greedy(running),
-            "epsilon": lambda running, free: epsilon(running, free, self.settings.epsilon),
-            "softmax": lambda running, free: softmax(running, free, self.settings.temperature),
-            "thompson": self._thompson,
-        }
 
-    def _thompson(self, running: Floats, free: Mask) -> Floats:
-        if self.possible is None:
-            raise DataError("exploration", "Thompson sampling was given no beliefs")
-        return best_probability(self.possible, free)
+def _earned(chances: Floats, profit: Floats) -> Floats:
+    """(n,) profit to expect from some probabilities; no offer earns nothing."""
+    return _total(chances[:, :-1] * profit)
 
 
 def _with_no_offer(values: Floats, worth: float) -> Floats:
@@ -253,7 +274,7 @@ def _with_no_offer(values: Floats, worth: float) -> Floats:
 
 def _total(values: Floats) -> Floats:
     """Add up each row from left to right, so that a zero in between changes no bit."""
-    totals: Floats = np.cumsum(values, axis=1)[:, -1]
+    totals: Floats = values.cumsum(axis=1)[:, -1]
     return totals
 
 
@@ -264,9 +285,11 @@ def _normalised(weights: Floats) -> Floats:
 
 def _spread(offers: Mask, no_offer: Mask) -> Floats:
     """Share probability evenly among some offers, and no offer where asked or where none is."""
-    none = no_offer | ~offers.any(axis=1)
-    allowed = np.concatenate([offers, none[:, None]], axis=1)
-    shares: Floats = allowed / np.count_nonzero(allowed, axis=1)[:, None]
+    n, m = offers.shape
+    allowed = np.empty((n, m + 1), dtype=bool)
+    allowed[:, :m] = offers
+    allowed[:, m] = no_offer | ~offers.any(axis=1)
+    shares: Floats = allowed / allowed.sum(axis=1, keepdims=True)
     return shares
 
 

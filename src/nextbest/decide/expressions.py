@@ -55,11 +55,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Term:
-    """A typed piece of an expression: how to compute it over arrays, and how to say it in SQL."""
+    """A typed piece of an expression: how to compute it over arrays, and how to say it in SQL.
+
+    ``where_true`` computes the first mask of a condition alone, where that is less work; ``fixed``
+    terms are constants.
+    """
 
     type: ColumnType | Literal["null"]
     run: Callable[[Lookup], Any]
     sql: str
+    where_true: Callable[[Lookup], Any] | None = None
+    fixed: bool = False
+
+    def holds(self, get: Lookup) -> Any:
+        """Where a condition is TRUE: not false and not unknown."""
+        return self.run(get)[0] if self.where_true is None else self.where_true(get)
 
 
 _ORDER: Mapping[type[exp.Expr], tuple[str, Any, Any]] = {
@@ -94,15 +104,17 @@ def constant(value: float | str | bool | datetime) -> Term:
     """A term that never changes."""
     if isinstance(value, bool):
         pair = (np.bool_(value), np.bool_(not value))
-        return Term("boolean", lambda _: pair, "TRUE" if value else "FALSE")
+        return Term("boolean", lambda _: pair, "TRUE" if value else "FALSE", fixed=True)
     if isinstance(value, str):
         text = np.array(value, dtype=object)
-        return Term("string", lambda _: text, _quote(value, "'"))
+        return Term("string", lambda _: text, _quote(value, "'"), fixed=True)
     if isinstance(value, datetime):
         stamp = np.datetime64(value, "us")
-        return Term("timestamp", lambda _: stamp, f"TIMESTAMP '{value.isoformat(sep=' ')}'")
+        return Term(
+            "timestamp", lambda _: stamp, f"TIMESTAMP '{value.isoformat(sep=' ')}'", fixed=True
+        )
     number = np.float64(value)
-    return Term("number", lambda _: number, f"CAST({float(value)!r} AS DOUBLE)")
+    return Term("number", lambda _: number, f"CAST({float(value)!r} AS DOUBLE)", fixed=True)
 
 
 def _literal(node: exp.Literal) -> Term:
@@ -195,9 +207,14 @@ def join(terms: list[Term], every: bool) -> Term:
             true, false = (true & t, false | f) if every else (true | t, false & f)
         return true, false
 
-    return Term(
-        "boolean", run, "(" + (" AND " if every else " OR ").join(t.sql for t in terms) + ")"
-    )
+    def where_true(get: Lookup) -> Any:
+        true = terms[0].holds(get)
+        for term in terms[1:]:
+            true = true & term.holds(get) if every else true | term.holds(get)
+        return true
+
+    sql = "(" + (" AND " if every else " OR ").join(t.sql for t in terms) + ")"
+    return Term("boolean", run, sql, where_true)
 
 
 def _equals(a: Term, b: Term, negate: bool) -> Term:
@@ -207,7 +224,14 @@ def _equals(a: Term, b: Term, negate: bool) -> Term:
         pair = nl.equal(a.type, a.run(get), b.run(get))
         return pair[::-1] if negate else pair
 
-    return Term("boolean", run, f"({a.sql} {'<>' if negate else '='} {b.sql})")
+    # An unknown number or time equals nothing; an unknown text equals only another one.
+    simple = a.type in ("number", "timestamp") or (a.type == "string" and (a.fixed or b.fixed))
+
+    def where_true(get: Lookup) -> Any:
+        return np.equal(a.run(get), b.run(get))
+
+    sql = f"({a.sql} {'<>' if negate else '='} {b.sql})"
+    return Term("boolean", run, sql, where_true if simple and not negate else None)
 
 
 def _ordered(kind: type[exp.Expr], a: Term, b: Term) -> Term:
@@ -220,7 +244,10 @@ def _ordered(kind: type[exp.Expr], a: Term, b: Term) -> Term:
         x, y = a.run(get), b.run(get)
         return holds(x, y), fails(x, y)
 
-    return Term("boolean", run, f"({a.sql} {symbol} {b.sql})")
+    def where_true(get: Lookup) -> Any:
+        return holds(a.run(get), b.run(get))
+
+    return Term("boolean", run, f"({a.sql} {symbol} {b.sql})", where_true)
 
 
 class Compiler:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide.binding import BoundPolicy
+from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Column, ColumnType, Lookup, Positions
@@ -128,16 +128,17 @@ class Frame:
         at: Situation,
         contexts: Contexts | None = None,
     ) -> None:
-        self._columns = {**catalogue.columns, **policy.policy.context_columns}
+        self._with_values = policy.columns_with_values
+        self._columns = policy.columns
         self._customers = audience.columns
         self._pairs = {**audience.pair_columns, "propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
         self._context = _context(policy, at, contexts)
 
     def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
-        """Make what has been computed so far available by name, over the data's columns."""
+        """Make values that have been computed available by name, over the data's columns."""
         self._pairs.update(columns)
-        self._columns.update(dict.fromkeys(columns, Column("number", "pair")))
+        self._columns = self._with_values
 
     def lookup(self, offers: Positions) -> Lookup:
         """Return a function from column name to values for some offers."""
@@ -172,7 +173,9 @@ def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> d
         if contexts is None:
             values[name] = _context_value(name, kind, at.context.get(name))
         else:
-            told = [_context_value(name, kind, one.get(name)) for one in contexts]
+            told = [one.get(name) for one in contexts]
+            if not _PLAIN[kind].issuperset(map(type, told)):
+                told = [_context_value(name, kind, value) for value in told]
             values[name] = np.array(told, dtype=_CONTEXT_TYPES[kind])[:, None]
     return values
 
@@ -182,6 +185,14 @@ _CONTEXT_TYPES: Mapping[ColumnType, str] = {
     "timestamp": "datetime64[us]",
     "string": "object",
     "boolean": "object",
+}
+
+# Types of values that need no conversion but NumPy's own; it takes None for an unknown number.
+_PLAIN: Mapping[ColumnType, frozenset[type]] = {
+    "number": frozenset((float, int, type(None))),
+    "timestamp": frozenset(),
+    "string": frozenset((str, type(None))),
+    "boolean": frozenset((bool, type(None))),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +35,22 @@ def uniforms(
     One number in [0, 1) for each name. 52 bits, so that a total of probabilities that is a rounding
     away from 1 still exceeds it after scaling (see `arbitrate.choose`).
     """
+    start = _start(salt, purpose, about)
+    digests = []
+    for name in names:
+        one = start.copy()
+        one.update(name.encode(errors="surrogatepass"))
+        digests.append(one.digest())
+    bits = np.frombuffer(b"".join(digests), dtype=">u8") >> np.uint64(64 - _BITS)
+    return bits.astype(np.float64) * 2.0**-_BITS
+
+
+@lru_cache(maxsize=4096)
+def _start(salt: str, purpose: str, about: str) -> hashlib.blake2b:
+    """The hash before any name: the same for every decision."""
     key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
     start = hashlib.blake2b(digest_size=8, key=key, person=purpose.encode("ascii"))
     prefix = about.encode(errors="surrogatepass")
     # The length first, or "ab" about "c" would be "a" about "bc".
     start.update(len(prefix).to_bytes(8, "big") + prefix)
-
-    def digest(name: str) -> bytes:
-        one = start.copy()
-        one.update(name.encode(errors="surrogatepass"))
-        return one.digest()
-
-    bits = np.frombuffer(b"".join(map(digest, names)), dtype=">u8") >> np.uint64(64 - _BITS)
-    return bits.astype(np.float64) * 2.0**-_BITS
+    return start

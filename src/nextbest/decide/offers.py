@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -60,6 +61,7 @@ Goal = Literal["sell", "retain", "win_back", "cross_sell", "inform"]
 AMOUNTS = ("margin", "incentive_cost", "incentive_shop_share", "contact_cost", "baseline_rate")
 # Amounts that lie between 0 and 1.
 SHARES = ("incentive_shop_share", "baseline_rate")
+COSTS = ("incentive_cost", "contact_cost")
 _SECTIONS = ("timezone", "source", "assumptions", "defaults", "offers")
 
 NOT_AT_HAND = f'the offers of the table "{TABLE}" are not at hand'
@@ -411,19 +413,27 @@ def _id(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Amounts:
-    """One amount (margin or a cost) of all offers: constants, and formulas for some of them."""
+    """One amount (margin or a cost) of all offers: constants, and formulas for some of them.
+
+    Parameters
+    ----------
+    constants: (m,) amounts that are the same for everybody; NaN where a formula says it.
+    formulas: each with the offers that it is for.
+    varying: those of the formulas that read a column, and not only named constants.
+    """
 
     constants: npt.NDArray[np.float64]
     formulas: tuple[tuple[Formula, Positions], ...]
+    varying: tuple[tuple[Formula, Positions], ...]
 
     def evaluate(self, lookup: Callable[[Positions], Lookup]) -> npt.NDArray[np.float64]:
         """Amounts for customers × offers, or 1 × offers where no formula needs the customer.
 
         ``lookup`` gives, for some offers, the columns' values over customers × those offers.
         """
-        if not self.formulas:
+        if not self.varying:
             return self.constants[None, :]
-        values = [(np.asarray(f.evaluate(lookup(offers))), offers) for f, offers in self.formulas]
+        values = [(np.asarray(f.evaluate(lookup(offers))), offers) for f, offers in self.varying]
         rows = max((value.shape[0] for value, _ in values if value.ndim == 2), default=1)
         result = np.repeat(self.constants[None, :], rows, axis=0)
         for value, offers in values:
@@ -446,6 +456,30 @@ class BoundCatalogue:
     amounts: Mapping[str, Amounts]
     rules: tuple[NamedRule, ...]
     own_values: Mapping[str, npt.NDArray[Any]]
+
+    def sound(self, amounts: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
+        """Where costs are not negative and shares are from 0 to 1; not where they are unknown.
+
+        Parameters
+        ----------
+        amounts: as `Amounts.evaluate` gives them, by name.
+        """
+        return self._sound if self._sound is not None else _sound(amounts)
+
+    @cached_property
+    def _sound(self) -> npt.NDArray[np.bool_] | None:
+        """The same once for all where they are constants."""
+        if any(self.amounts[name].varying for name in (*COSTS, *SHARES)):
+            return None
+        return _sound({name: amount.constants[None, :] for name, amount in self.amounts.items()})
+
+
+def _sound(amounts: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
+    shop_costs = amounts["incentive_shop_share"] * amounts["incentive_cost"]
+    sound: npt.NDArray[np.bool_] = (shop_costs >= 0) & (amounts["contact_cost"] >= 0)
+    for name in SHARES:
+        sound = sound & (amounts[name] >= 0) & (amounts[name] <= 1)
+    return sound
 
 
 def concerns(offers: Positions, offer: int) -> bool:
@@ -510,8 +544,15 @@ class _Binding:
                     formulas[amount] = (formula, [i])
                 except RuleError as wrong:
                     self.faults += wrong.faults
-        n = len(offers)
-        return Amounts(constants, tuple((f, positions(at, n)) for f, at in formulas.values()))
+        placed, varying = [], []
+        for formula, at in formulas.values():
+            pair = (formula, positions(at, len(offers)))
+            placed.append(pair)
+            if all(self.columns[column].value is not None for column in formula.columns):
+                constants[at] = formula.evaluate(self.columns.__getitem__)
+            else:
+                varying.append(pair)
+        return Amounts(constants, tuple(placed), tuple(varying))
 
     def _rules(self, step: Step) -> list[NamedRule]:
         offers = self.catalogue.offers

@@ -84,9 +84,13 @@ class Rule:
     def satisfied(self, get: Lookup) -> Any:
         """Boolean mask: TRUE, not false and not unknown. Broadcasts over what ``get`` returns."""
         with np.errstate(all="ignore"):
-            true = self.clauses[0].term.run(get)[0]
-            for clause in self.clauses[1:]:
-                true = true & clause.term.run(get)[0]
+            return self.holds(get)
+
+    def holds(self, get: Lookup) -> Any:
+        """Return the mask of `satisfied`, for callers that have told NumPy not to warn."""
+        true = self.clauses[0].term.holds(get)
+        for clause in self.clauses[1:]:
+            true = true & clause.term.holds(get)
         return true
 
     def explain(self, get: Lookup, show: Callable[[str], Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide import binding as b
+from nextbest.decide import bound as b
 from nextbest.decide.case import Case, why
 from nextbest.decide.frame import stamp
 from nextbest.decide.words import written_time

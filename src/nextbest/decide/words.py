@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide import binding as b
+from nextbest.decide import bound as b
 from nextbest.decide.frame import utc
 
 __all__ = ["SAME_FOR_ALL", "WORDS", "plain", "plain_list", "shown", "written_time"]

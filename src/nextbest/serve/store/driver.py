@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.sql.compiler import SQLCompiler
 
 __all__ = ["as_moment", "as_text", "fetch", "insert", "is_sqlite", "moments", "of"]
 
@@ -121,7 +120,7 @@ def _portions(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, .
 def _select(
     query: sa.Select[Any] | sa.CompoundSelect[Any], size: int, more: tuple[str, ...]
 ) -> _Select:
-    compiled = cast(SQLCompiler, query.compile(dialect=_DIALECT))
+    compiled = query.compile(dialect=_DIALECT)
     state = compiled.construct_expanded_state({"wanted": [""] * size, **dict.fromkeys(more)})
     names = state.positiontup or ()
     return _Select(state.statement, names, [f"wanted_{i}" for i in range(1, size + 1)])
@@ -129,7 +128,9 @@ def _select(
 
 @cache
 def _insert(table: sa.Table, size: int) -> str:
-    rows = [{c.name: sa.bindparam(f"{c.name}_{i}") for c in table.c} for i in range(size)]
+    rows: list[dict[str, Any]] = [
+        {c.name: sa.bindparam(f"{c.name}_{i}") for c in table.c} for i in range(size)
+    ]
     new = sqlite.insert(table).values(rows).on_conflict_do_nothing()
     return str(new.compile(dialect=_DIALECT))
 

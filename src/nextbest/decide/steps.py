@@ -1,0 +1,215 @@
+"""The steps of a decision up to what each offer is worth: who may get what, and what for.
+
+Every step writes the fate of the offers that it removes. All of them work element by element over
+customers × offers, so that a customer alone gets what a million at once would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nextbest.decide import bound as b
+from nextbest.decide import contact, holdout
+from nextbest.decide.arbitrate import Floats, Values, expected_cost, expected_profit, weigh
+from nextbest.decide.bound import BoundPolicy
+from nextbest.decide.explore import OfferCounts, reach
+from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.hashing import uniforms
+from nextbest.decide.offers import BoundCatalogue
+from nextbest.decide.rules import Positions
+
+if TYPE_CHECKING:
+    from nextbest.decide.engine import Ration
+
+__all__ = ["Steps"]
+
+_EVERY = slice(None)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One run of the steps over n customers and m offers.
+
+    Parameters
+    ----------
+    fates: (n, m) codes of ``policy.fates``; 0 where an offer is still in the running.
+    known: (n, 1) who has a profile; None where all do.
+    """
+
+    audience: Audience
+    catalogue: BoundCatalogue
+    policy: BoundPolicy
+    situation: Situation
+    frame: Frame
+    fates: npt.NDArray[np.int16]
+    known: npt.NDArray[np.bool_] | None
+
+    @classmethod
+    def begin(
+        cls,
+        audience: Audience,
+        catalogue: BoundCatalogue,
+        policy: BoundPolicy,
+        situation: Situation,
+        frame: Frame,
+    ) -> Steps:
+        """Keep live offers for the channel and placement; strangers keep the fallback list."""
+        fates = np.empty(audience.propensity.shape, dtype=np.int16)
+        moment = utc(situation.decided_at)
+        fates[:] = policy.candidates(situation.channel, situation.placement, moment)
+        known = None if audience.known.all() else audience.known[:, None]
+        run = cls(audience, catalogue, policy, situation, frame, fates, known)
+        if known is not None:
+            run.remove(policy.fates.small[b.NOT_FALLBACK], ~known & ~policy.listed)
+        return run
+
+    def remove(self, code: np.int16, lost: Any, offers: Positions = _EVERY) -> None:
+        """Write the fate of offers that are lost here and were not lost before."""
+        if isinstance(offers, slice):
+            np.putmask(self.fates, (self.fates == 0) & lost, code)
+        else:
+            part = self.fates.take(offers, 1)
+            np.putmask(part, (part == 0) & lost, code)
+            self.fates[:, offers] = part
+
+    def rules(self) -> None:
+        """Remove offers whose rules are not satisfied; rules say nothing about strangers."""
+        for code, named in self.policy.rules_in_order:
+            lost = ~named.rule.holds(self.frame.lookup(named.offers))
+            if self.known is not None:
+                lost = self.known & lost
+            if lost.any():
+                self.remove(code, lost, named.offers)
+
+    def contact_policy(self) -> list[contact.Counts]:
+        """Remove offers that consent or a limit keeps back; return what the limits counted."""
+        channel, small = self.situation.channel, self.policy.fates.small
+        rule = self.policy.policy.tables.channels[channel]
+        if rule.consent_required:
+            refused = ~self.consent()
+            if refused.any():
+                self.remove(small[b.NO_CONSENT], refused[:, None])
+        for hours in self.policy.quiet_hours:
+            if hours.applies_to(channel) and hours.quiet(utc(self.situation.decided_at)):
+                self.remove(small["contact_policy", hours.name], True)
+        if not len(self.audience.contacts.customer) and self.situation.limit == 1:
+            return []
+        limits = self.policy.limits_on(channel)
+        moment = stamp(self.situation.decided_at)
+        counts = limits.count(self.audience.contacts, len(self.fates), moment)
+        for counted in counts:
+            if not counted.idle:
+                self.remove(small["contact_policy", counted.limit.name], counted.reached)
+        return counts
+
+    def consent(self) -> npt.NDArray[np.bool_]:
+        """Who may be contacted on the channel."""
+        channel = self.situation.channel
+        name = self.policy.consent_columns[channel]
+        column = None if name is None else self.audience.columns[name]
+        unknown_allowed = self.policy.policy.tables.channels[channel].unknown_consent == "allow"
+        return contact.consent(column, unknown_allowed, len(self.fates))
+
+    def value(self) -> Values:
+        """Compute expected profit and priority; remove what is unknown or beyond its ceiling."""
+        amounts = {
+            name: amount.evaluate(self.frame.lookup)
+            for name, amount in self.catalogue.amounts.items()
+        }
+        sound = self.catalogue.sound(amounts)
+        # Only the shop's part of the incentive is a cost to the shop.
+        amounts["incentive_cost"] = amounts.pop("incentive_shop_share") * amounts["incentive_cost"]
+        amounts["retention_value"] = self._retention_value()
+        propensity = self.audience.propensity
+        profit = expected_profit(propensity, **amounts)
+        cost = expected_cost(propensity, amounts["incentive_cost"], amounts["contact_cost"])
+        computed = {**amounts, "expected_cost": cost, "expected_profit": profit}
+        objective = self._objective(computed)
+        moment = utc(self.situation.decided_at)
+        lever, weight = self.policy.lever(moment), self._context_weight()
+        priority = weigh(objective, lever * weight)
+        sound = sound & np.isfinite(profit) & np.isfinite(priority)
+        small = self.policy.fates.small
+        if not sound.all():
+            self.remove(small[b.UNKNOWN_VALUE], self._of_known(~sound))
+        ceiling = np.full((1, 1), np.inf)
+        if self.policy.ceiling is not None:
+            ceiling = self._cost_ceiling(self.policy.ceiling)
+            # A ceiling that is unknown, because clv is, allows nothing.
+            self.remove(small[b.OVER_CEILING], self._of_known(~(cost <= ceiling)))
+        return Values(
+            **computed,
+            cost_ceiling=ceiling,
+            lever=lever,
+            context_weight=weight,
+            objective=objective,
+            priority=priority,
+        )
+
+    def _of_known(self, lost: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        return lost if self.known is None else lost & self.known
+
+    def _objective(self, computed: Mapping[str, Floats]) -> Floats:
+        """What the policy maximises, customers × offers."""
+        shape, formula = self.fates.shape, self.policy.objective
+        read = {name: computed[name] for name in computed.keys() & formula.columns}
+        self.frame.add_pairs({name: np.broadcast_to(value, shape) for name, value in read.items()})
+        found = np.asarray(formula.term.run(self.frame.lookup(_EVERY)), dtype=np.float64)
+        return found if found.shape == shape else np.broadcast_to(found, shape)
+
+    def _cost_ceiling(self, ceiling: b.Ceiling) -> Floats:
+        """The most that contacting may be expected to cost: its share of the customer's clv."""
+        limits = np.full(self.fates.shape, np.inf)
+        clv = ceiling.clv.term.run(self.frame.lookup(ceiling.offers))
+        limits[:, ceiling.offers] = ceiling.share * clv
+        return limits
+
+    def _retention_value(self) -> Floats:
+        retention = self.policy.retention
+        if retention is None:
+            return np.zeros((1, 1))
+        get = self.frame.lookup(retention.offers)
+        churn, clv = retention.churn_probability.term.run(get), retention.clv.term.run(get)
+        value = np.zeros(self.fates.shape)
+        value[:, retention.offers] = churn * retention.save_rate * clv
+        return value
+
+    def _context_weight(self) -> Floats:
+        n, m = self.fates.shape
+        weight = np.ones((n if self.policy.context_weights else 1, m))
+        for one, rule, offers in self.policy.context_weights:
+            holds = rule.holds(self.frame.lookup(offers))
+            weight[:, offers] *= np.where(holds, one.multiplier, 1.0)
+        return weight
+
+    def hold_out_of_offers(self) -> None:
+        """Remove an offer for the customers who are held out of it."""
+        salt = str(self.policy.policy.tables.holdout.salt)
+        for offer_id, at, share in self.policy.held_out_offers:
+            held = holdout.held_out_of(offer_id, share, salt, self.audience.customer_ids)
+            code = self.policy.fates.small[b.HELD_OUT_OF_OFFER]
+            self.remove(code, held[:, None], np.array([at]))
+
+    def reach(self, offer_counts: Mapping[str, OfferCounts]) -> None:
+        """Remove a new offer for the customers whom it does not reach yet."""
+        rules = self.policy.policy.tables.exploration
+        if rules.new_offer_reach is None:
+            return
+        for at, offer_id in enumerate(self.catalogue.offer_ids):
+            share = reach(offer_counts.get(offer_id, OfferCounts()), rules)
+            if share < 1:
+                ids = self.audience.customer_ids
+                place = uniforms(str(rules.salt), "reach", ids, about=offer_id)
+                code = self.policy.fates.small[b.NOT_REACHED]
+                self.remove(code, (place >= share)[:, None], np.array([at]))
+
+    def used_up(self, ration: Ration | None) -> None:
+        """Remove offers of which nothing is left for customers who choose by themselves."""
+        if ration is not None:
+            code = self.policy.fates.small[b.USED_UP]
+            self.remove(code, ~ration.open & ~ration.settled[:, None])
