@@ -179,7 +179,7 @@ class Ways:
             client = TestClient(app, raise_server_exceptions=False)
             self.clients.append(running.enter_context(client))
 
-    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+    def ask(self, method: str, path: str, headers: Any, body: bytes) -> None:
         """Ask both, and compare everything but the ids of decisions."""
         one, other = (
             client.request(method, path, headers=headers, content=body) for client in self.clients
@@ -272,6 +272,19 @@ def test_both_ways_accept_refuse_and_answer_alike(
 def test_both_ways_answer_questions_alike(ways: Ways, question: dict[str, Any]) -> None:
     headers = {"Content-Type": "application/json", "X-API-Key": ways.tokens["web"]}
     ways.ask("POST", "/v1/decisions", headers, json.dumps(question).encode())
+
+
+@pytest.mark.parametrize("first", ["web", "old"])
+def test_both_ways_read_the_same_of_two_headers_of_one_name(ways: Ways, first: str) -> None:
+    """Else whoever checks the one in front of us could be told another."""
+    tokens = [ways.tokens[first], ways.tokens["old" if first == "web" else "web"]]
+    types = ["application/json", "text/plain"]
+    body = json.dumps(GOOD).encode()
+    for kinds in (types, types[::-1]):
+        headers = [("Content-Type", kind) for kind in kinds]
+        ways.ask("POST", front.PATH, [*headers, *(("X-API-Key", token) for token in tokens)], body)
+        bearers = [("Authorization", f"Bearer {token}") for token in tokens]
+        ways.ask("POST", front.PATH, [*headers, *bearers, ("X-API-Key", tokens[1])], body)
 
 
 def test_both_ways_refuse_bodies_that_are_too_large(ways: Ways) -> None:

@@ -34,7 +34,7 @@ from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest
 from nextbest.serve.store import HistoryChangedError, Store
-from nextbest.serve.telemetry import Metrics
+from nextbest.serve.telemetry import Metrics, Series
 
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
@@ -191,6 +191,7 @@ class Decider:
     def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
         self._runtime = runtime
         self._metrics = metrics
+        self._decisions = Series(metrics.decisions)
         self._turns = Turns()
         self._line: Line[Asked] = Line(self._turns, self._serve, self._quick)
         self._counting = threading.Lock()
@@ -433,7 +434,7 @@ class Decider:
     def _count(self, records: Sequence[DecisionRecord]) -> None:
         for record in records:
             offer = record.offer_ids[0] if record.offer_ids else "none"
-            self._metrics.decisions[record.arm, record.channel, offer].inc()
+            self._decisions[record.arm, record.channel, offer].inc()
 
 
 def _request_of(question: Question) -> tuple[dict[str, Any], str]:

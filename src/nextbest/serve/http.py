@@ -18,7 +18,7 @@ from nextbest.errors import StoreError
 from nextbest.serve import tracing
 from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.store import TooLateError, TooManyError
-from nextbest.serve.telemetry import Metrics, log
+from nextbest.serve.telemetry import Metrics, Series, log
 
 __all__ = [
     "MAX_BODY_BYTES",
@@ -157,7 +157,9 @@ class Observed:
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._metrics = metrics
+        self._requests = Series(metrics.requests)
+        self._seconds = Series(metrics.request_seconds)
+        self._errors = Series(metrics.errors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and watch what becomes of it."""
@@ -206,10 +208,10 @@ class Observed:
         known = getattr(matched, "methods", None) or ()
         method = scope["method"] if scope["method"] in known else "other"
         code = state.get("problem_code")
-        self._metrics.requests[method, route, status].inc()
-        self._metrics.request_seconds[route,].observe(seconds)
+        self._requests[method, route, status].inc()
+        self._seconds[route,].observe(seconds)
         if code is not None:
-            self._metrics.errors[code,].inc()
+            self._errors[code,].inc()
         log(
             "request",
             method=method,

@@ -29,7 +29,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from nextbest.serve import tracing
 
-__all__ = ["METRICS_MEDIA_TYPE", "SHARED", "Metrics", "configure_logging", "log"]
+__all__ = ["METRICS_MEDIA_TYPE", "SHARED", "Metrics", "Series", "configure_logging", "log"]
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 # The folder in which worker processes keep their numbers for each other.
@@ -37,7 +37,6 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 _LOGGER = logging.getLogger("nextbest.serve")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -63,13 +62,11 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.decisions = Series(
-            Counter(
-                "nextbest_decisions",
-                "Decisions made; offer is the first one chosen, or none.",
-                ("arm", "channel", "offer"),
-                registry=registry,
-            )
+        self.decisions = Counter(
+            "nextbest_decisions",
+            "Decisions made; offer is the first one chosen, or none.",
+            ("arm", "channel", "offer"),
+            registry=registry,
         )
         self.outcomes = Counter(
             "nextbest_outcomes",
@@ -84,40 +81,33 @@ class Metrics:
             ("status",),
             registry=registry,
         )
-        self.errors = Series(
-            Counter(
-                "nextbest_errors",
-                "Problem answers, by their stable code.",
-                ("code",),
-                registry=registry,
-            )
+        self.errors = Counter(
+            "nextbest_errors",
+            "Problem answers, by their stable code.",
+            ("code",),
+            registry=registry,
         )
-        self.requests = Series(
-            Counter(
-                "nextbest_http_requests",
-                "HTTP requests answered.",
-                ("method", "route", "status"),
-                registry=registry,
-            )
+        self.requests = Counter(
+            "nextbest_http_requests",
+            "HTTP requests answered.",
+            ("method", "route", "status"),
+            registry=registry,
         )
-        self.request_seconds = Series(
-            Histogram(
-                "nextbest_http_request_seconds",
-                "Time from the first byte of a request to the end of its answer.",
-                ("route",),
-                buckets=_SECONDS,
-                registry=registry,
-            )
+        self.request_seconds = Histogram(
+            "nextbest_http_request_seconds",
+            "Time from the first byte of a request to the end of its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self.stage_seconds = Series(
-            Histogram(
-                "nextbest_stage_seconds",
-                "Time of a decision request spent in each stage.",
-                ("stage",),
-                buckets=_SECONDS,
-                registry=registry,
-            )
+        self.stage_seconds = Histogram(
+            "nextbest_stage_seconds",
+            "Time of a decision request spent in each stage.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
         )
+        self._stages = Series(self.stage_seconds)
         # How one number is made of those of several workers stands last in each.
         self.ready = self._gauge(
             "nextbest_ready", "1 where a part is ready, 0 where not.", ("part",), "livemin"
@@ -227,7 +217,7 @@ class Metrics:
     def staged(self, name: str, start: float, traces: Iterable[Any] = ()) -> None:
         """Note a stage that began at ``start`` by the performance counter and has just ended."""
         seconds = time.perf_counter() - start
-        self.stage_seconds[name,].observe(seconds)
+        self._stages[name,].observe(seconds)
         tracing.add(name, seconds, traces)
 
     def page(self) -> bytes:
