@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
 
 import numpy as np
 import pytest
 from decide_world import audience, catalogue, chosen, fates, history, offer, policy, run, situation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nextbest.decide.contact import ContactHistory, consent
+from nextbest.decide.contact import KINDS, ChannelLimits, ContactHistory, Limit, consent
 from nextbest.errors import DataError
 
 # Three offers: a and b share a category and a group, c stands alone.
@@ -211,3 +214,83 @@ def test_a_history_that_makes_no_sense_is_refused() -> None:
     two = np.array([1, 0])
     with pytest.raises(DataError, match="out of order"):
         ContactHistory(two, two, two, at.repeat(2), two, ())
+
+
+# ---- counted in one pass, and one by one --------------------------------------------------------
+
+KINDS_OF_LIMITS = [
+    Limit("cap", "cap", kind, days, at_most, scope, frozenset(channels))
+    for kind, days, at_most, scope, channels in [
+        ("contact", 7.0, 1, "customer", ()),
+        ("contact", 20.0, 2, "offer", ()),
+        ("contact", 30.0, 1, "category", ("mail",)),
+        ("acceptance", 3.5, 1, "channel", ()),
+        ("contact", 9.0, 1, "exclusivity_group", ("email", "mail")),
+    ]
+] + [
+    Limit("pause", "cool_off", "refusal", 12.0, 0, "category", frozenset()),
+    Limit("other", "cool_off", "contact", 12.0, 0, "customer", frozenset({"email"})),
+    Limit("one of", "exclusion", "contact", 15.0, 0, "exclusivity_group", frozenset()),
+    Limit("month", "cap", "contact", None, 1, "offer", frozenset(), "month", UTC),
+]
+NUMBERED = {"category": np.array([0, 0, 1, -1]), "exclusivity_group": np.array([1, 0, 1, -1])}
+MOMENT = np.datetime64("2017-12-10T05", "us")
+
+
+def counts_of(limit: Limit, past: ContactHistory, customer: int, at: int, channel: str) -> int:
+    """Events that count against one customer and offer, read one after the other."""
+    group = NUMBERED.get(limit.scope)
+    if group is not None and group[at] < 0:
+        return 0
+    number = 0
+    for who, offer_at, on, when, kind in zip(
+        past.customer, past.offer, past.channel, past.time, past.kind, strict=True
+    ):
+        name = past.channels[on] if on >= 0 else None
+        same = {
+            "customer": True,
+            "channel": name == channel,
+            "offer": offer_at == at,
+        }.get(limit.scope, group is not None and offer_at >= 0 and group[offer_at] == group[at])
+        if limit.scope != "channel" and limit.channels:
+            same = same and name in limit.channels
+        if limit.form == "exclusion":
+            same = same and offer_at != at
+        age = MOMENT - when
+        young = (
+            age < np.timedelta64(round(limit.days * 86_400_000_000), "us")
+            if limit.days is not None
+            else when >= np.datetime64("2017-12-01")
+        )
+        number += bool(
+            who == customer and same and KINDS[kind] == limit.kind and young and when <= MOMENT
+        )
+    return number
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, 25),
+    st.lists(st.sampled_from(KINDS_OF_LIMITS), max_size=5),
+    st.sampled_from(["mail", "email"]),
+)
+def test_limits_counted_in_one_pass_are_what_each_counts_event_by_event(
+    seed: int, events: int, limits: list[Limit], channel: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    past = ContactHistory(
+        np.sort(rng.integers(0, 3, events)),
+        rng.integers(-1, 4, events),
+        rng.integers(-1, 2, events),
+        MOMENT - rng.integers(-1, 20, events).astype("timedelta64[D]"),
+        rng.integers(0, 4, events),
+        ("email", "mail"),
+    )
+    subject = [limit for limit in limits if limit.applies_to(channel)]
+    found = ChannelLimits(limits, NUMBERED, 4, channel).count(past, 3, MOMENT)
+    assert [one.limit for one in found] == subject
+    for one in found:
+        expect = [[counts_of(one.limit, past, i, j, channel) for j in range(4)] for i in range(3)]
+        assert one.per_offer.tolist() == expect
+        assert not (one.idle and one.reached.any())

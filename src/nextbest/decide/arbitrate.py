@@ -240,6 +240,8 @@ def _use_up(member: Ints, left: Ints, out: Any, running: Floats, rows: Any, pick
     pool = member[picked]
     inside = pool >= 0
     left[rows[inside], pool[inside]] -= 1
+    if left.min(initial=1) > 0:
+        return
     closed = (left[:, member] <= 0) & (member >= 0) & np.isfinite(running)
     out |= closed
     running[closed] = -np.inf

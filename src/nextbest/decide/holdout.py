@@ -101,7 +101,8 @@ def assigned(
         for name, share in shares.items():
             start = Arms.QUARTERS.index(name) / len(Arms.QUARTERS)
             code[(place >= start) & (place < start + share)] = _CODES[name]
-    code[~known & (code != _CODES[NO_CONTACT])] = _CODES[FALLBACK]
+    if not known.all():
+        code[~known & (code != _CODES[NO_CONTACT])] = _CODES[FALLBACK]
     if holdout.share > 0:
         place = uniforms(str(holdout.salt), "holdout", customer_ids)
         code[place < holdout.share] = _CODES[HELD_OUT]
