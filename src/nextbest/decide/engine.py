@@ -138,8 +138,8 @@ class Decisions:
         """(n,) to whom scarcity prices mattered: an assignment allots its offers without them."""
         if self.prices is None:
             return np.zeros(len(self), dtype=bool)
-        settled = False if self.ration is None else self.ration.settled
-        return self.audience.known & ~np.isin(self.arm, _WAYS_OF_THEIR_OWN) & ~np.asarray(settled)
+        pays: npt.NDArray[np.bool_] = self.audience.known & ~np.isin(self.arm, _WAYS_OF_THEIR_OWN)
+        return pays if self.ration is None else pays & ~self.ration.settled
 
     @cached_property
     def counts(self) -> list[contact.Counts]:
