@@ -115,10 +115,9 @@ class Decisions:
         """(n,) to whom scarcity prices mattered: an assignment allots its offers without them."""
         if self.prices is None:
             return np.zeros(len(self), dtype=bool)
-        settled = False if self.ration is None else self.ration.settled
         by_value = ~np.isin(self.arm, holdout.WAYS_OF_THEIR_OWN)
-        pays: npt.NDArray[np.bool_] = self.audience.known & by_value & ~np.asarray(settled)
-        return pays
+        pays: npt.NDArray[np.bool_] = self.audience.known & by_value
+        return pays if self.ration is None else pays & ~self.ration.settled
 
     @cached_property
     def counts(self) -> list[contact.Counts]:

@@ -164,7 +164,7 @@ class _Profiles:
             return found
 
         columns, pairs, offers = audience.columns, audience.pair_columns, audience.offer_columns
-        self._columns = {n: _written(columns[n], kind) for n, kind in types_of(columns).items()}
+        self._columns = _all_written(columns, types_of(columns))
         self._pairs = {n: _rows(pairs[n], kind) for n, kind in types_of(pairs).items()}
         written = {n: _written(offers[n], kind) for n, kind in types_of(offers).items()}
         self._shared = {
@@ -391,9 +391,7 @@ def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:
         return [None if text == "NaT" else text for text in texts.tolist()]
     if kind == "number":
         values = np.asarray(values, dtype=np.float64)
-        if np.isfinite(values).all():
-            finite: list[Any] = values.tolist()
-            return finite
+        return _numbers(values.tolist(), finite=bool(np.isfinite(values).all()))
     return [_plain(v) for v in np.asarray(values, dtype=object).tolist()]
 
 
@@ -402,10 +400,23 @@ def _rows(values: npt.NDArray[Any], kind: ColumnType) -> list[list[Any]]:
     if kind == "number":
         values = np.asarray(values, dtype=np.float64)
         whole, rows = np.isfinite(values).all(axis=1).tolist(), values.tolist()
-        return [
-            row if fine else [_plain(v) for v in row] for fine, row in zip(whole, rows, strict=True)
-        ]
+        return [_numbers(row, finite=fine) for fine, row in zip(whole, rows, strict=True)]
     return [_written(row, kind) for row in values]
+
+
+def _numbers(values: list[Any], *, finite: bool) -> list[Any]:
+    return values if finite else [v if math.isfinite(v) else _plain(v) for v in values]
+
+
+def _all_written(
+    columns: Mapping[str, npt.NDArray[Any]], types: Mapping[str, ColumnType]
+) -> dict[str, list[Any]]:
+    """Columns of equal length as JSON holds them, in the order of ``types``."""
+    numbers = [name for name, kind in types.items() if kind == "number"]
+    # One matrix is looked through faster than many short columns.
+    matrix = np.array([columns[name] for name in numbers], dtype=np.float64)
+    found = dict(zip(numbers, _rows(matrix, "number"), strict=True)) if numbers else {}
+    return {n: found[n] if n in found else _written(columns[n], types[n]) for n in types}
 
 
 def _plain(value: Any) -> Any:
