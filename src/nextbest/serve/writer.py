@@ -86,7 +86,7 @@ class GroupWriter(Generic[C]):
     ) -> None:
         self._transaction = transaction
         self._ways: Ways[C] = ways or Ways()
-        self._jobs: queue.Queue[_Job[C] | None] = queue.Queue(QUEUE_LIMIT)
+        self._jobs: queue.SimpleQueue[_Job[C] | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
@@ -119,10 +119,10 @@ class GroupWriter(Generic[C]):
         with self._gate:
             if self._closed:
                 raise WriterClosedError("the store is closed")
-            try:
-                self._jobs.put_nowait(_Job(work, names, until, done))
-            except queue.Full:
-                raise WriterFullError(f"{QUEUE_LIMIT} writes wait already") from None
+            # Only here is anything put in: while we hold the gate nobody else can fill the queue.
+            if self._jobs.qsize() >= QUEUE_LIMIT:
+                raise WriterFullError(f"{QUEUE_LIMIT} writes wait already")
+            self._jobs.put(_Job(work, names, until, done))
         return done
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ as SQLite itself needs for it.
 
 Lists are bound value by value, in statements for 1, 2, 4, 8, ... values, so that few texts serve
 all and the driver finds them prepared. An array in JSON would be one value, but SQLite ends a text
-in it at a NUL, and reads a number in it to fewer digits than it keeps.
+in it at a NUL.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from typing import Any, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-__all__ = ["as_moment", "as_text", "fetch", "insert", "is_sqlite", "moments", "of"]
+__all__ = ["IN_LIMIT", "as_moment", "as_text", "fetch", "insert", "is_sqlite", "moments", "of"]
 
+# SQLite allows 32,766 bound values in one statement, other databases fewer than 65,536; a statement
+# may name its list twice.
+IN_LIMIT = 10_000
 # Each call of SQLite lets go of Python's lock, and somebody else may take it: rows go in together.
 ROWS_AT_ONCE = 64
 _DIALECT = sqlite.dialect()
@@ -70,11 +73,11 @@ def fetch(
     Parameters
     ----------
     query: one that is built once.
-    wanted: at least one value.
+    wanted: from one value to `IN_LIMIT`.
     more: the values of its other parameters.
     """
     # The next power of two, filled up with what is wanted already: it is found once all the same.
-    size = 1 << (len(wanted) - 1).bit_length()
+    size = min(IN_LIMIT, 1 << (len(wanted) - 1).bit_length())
     select = _select(query, size, tuple(more))
     bound = {name: _bound(value) for name, value in more.items()}
     bound.update(zip(select.wanted, wanted, strict=False))
@@ -128,10 +131,8 @@ def _select(
 
 @cache
 def _insert(table: sa.Table, size: int) -> str:
-    rows: list[dict[str, Any]] = [
-        {c.name: sa.bindparam(f"{c.name}_{i}") for c in table.c} for i in range(size)
-    ]
-    new = sqlite.insert(table).values(rows).on_conflict_do_nothing()
+    row: dict[str, None] = dict.fromkeys(table.c.keys())
+    new = sqlite.insert(table).values([row] * size).on_conflict_do_nothing()
     return str(new.compile(dialect=_DIALECT))
 
 

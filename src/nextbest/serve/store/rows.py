@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from nextbest.serve.records import naive_utc
 from nextbest.serve.store import driver
+from nextbest.serve.store.driver import IN_LIMIT
 
 __all__ = [
     "BACKENDS",
@@ -24,9 +25,6 @@ __all__ = [
     "now",
     "rows_in",
 ]
-
-# SQLite allows 32,766 bound values in one statement; other databases fewer than 65,536.
-IN_LIMIT = 10_000
 
 _INSERTS: Mapping[str, Callable[[sa.Table], Any]] = {
     "sqlite": lambda table: sqlite.insert(table).on_conflict_do_nothing(),
