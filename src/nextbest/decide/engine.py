@@ -165,6 +165,9 @@ class Decisions:
         """
         explored = (self.chosen >= 0) & (self.chosen != self.best)
         explored[self.arm == holdout.RANDOM_ELIGIBLE] = False
+        if not explored.any():
+            none = np.full(self.chosen.shape, np.nan)
+            return Earnings(none, none)
         rows, slots = np.nonzero(explored)
         drawn, best = self.chosen[rows, slots], self.best[rows, slots]
         profit = np.broadcast_to(self.values.expected_profit, self.fates.shape)
