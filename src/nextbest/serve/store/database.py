@@ -26,9 +26,6 @@ __all__ = ["Database"]
 STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 5
 OVERWRITE_TIMEOUT_MS = 200
-# Whoever commits the page after these moves all of them into SQLite's file, while others wait: 32
-# MB, so that it is one decision in hundreds. SQLite's own 4 MB are soon full of decisions.
-PAGES_BETWEEN_CHECKPOINTS = 8_000
 
 # Every request thread may read at once (AnyIO runs 40), beside the writer.
 # What the driver was asked to keep is personal, and no error message repeats it.
@@ -172,7 +169,6 @@ class Database:
             cursor.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
             _keep_a_journal_to_write_ahead(cursor, busy_timeout_ms)
             cursor.execute("PRAGMA synchronous=FULL")
-            cursor.execute(f"PRAGMA wal_autocheckpoint={PAGES_BETWEEN_CHECKPOINTS}")
             cursor.execute("PRAGMA foreign_keys=ON")
             # What is removed is overwritten: a person who was erased is not in the file any more.
             cursor.execute("PRAGMA secure_delete=ON")
