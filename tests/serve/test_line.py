@@ -282,3 +282,48 @@ def test_nobody_is_served_twice_at_once_nor_beside_a_batch_that_holds_the_custom
 
     assert asyncio.run(run()) == list(range(12))
     assert sum(len(group) for group in served) == 12
+
+
+def test_whoever_waits_is_served_with_those_who_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
+    monkeypatch.setattr(line, "LINGER_SECONDS", 0.5)
+    served: list[list[str]] = []
+    disk: Future[None] = Future()
+
+    def serve(group: list[Waiting[int]]) -> Served[int]:
+        served.append([waiting.customer_id for waiting in group])
+        answers = [(waiting, waiting.asked) for waiting in group]
+        return Served((), disk, lambda _: answers) if len(served) == 1 else Served(answers)
+
+    async def run() -> None:
+        waits: Line[int] = Line(Turns(), serve, lambda: True)
+
+        async def twice() -> None:
+            await waits.ask(1, "a", None)
+            await asyncio.sleep(0.01)  # the way to the caller and back
+            await waits.ask(2, "c", None)
+
+        first = asyncio.create_task(twice())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(waits.ask(3, "b", None))
+        await asyncio.sleep(0)
+        disk.set_result(None)
+        await asyncio.gather(first, second)
+
+    asyncio.run(run())
+    assert served == [["a"], ["b", "c"]]
+
+
+def test_whoever_comes_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
+    monkeypatch.setattr(line, "LINGER_SECONDS", 3_600.0)
+
+    def serve(group: list[Waiting[int]]) -> Served[int]:
+        return Served([(waiting, waiting.asked) for waiting in group])
+
+    async def run() -> list[int]:
+        waits: Line[int] = Line(Turns(), serve, lambda: True)
+        async with asyncio.timeout(60):
+            return [await waits.ask(n, "a", None) for n in range(3)]
+
+    assert asyncio.run(run()) == [0, 1, 2]
