@@ -219,6 +219,7 @@ class Store:
         self, customer_ids: Sequence[str] | None, events_since: datetime | None
     ) -> tuple[Contacts, Outcomes, Events]:
         """Return `history`, and events from a moment on (None: no events), in one read."""
+        self._pending.wait(customer_ids)
         with self._database.read() as connection:
             told = history.history(connection, customer_ids)
             if events_since is None:
