@@ -193,7 +193,7 @@ class DecisionProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with a caller."""
         super().connection_made(transport)
-        self._body: bytes | None = None  # of a question that is coming in
+        self._body: bytearray | None = None  # of a question that is coming in
         self._desk: Desk | None = self.app_state.get(STATE)
         if self._desk is not None and self.server and not self._desk.is_open_at(self.server[0]):
             self._desk = None
@@ -203,7 +203,7 @@ class DecisionProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See which way a request goes."""
         if self._desk is not None and self.url == _PATH and self._is_usual():
-            self._body = b""
+            self._body = bytearray()
         else:
             super().on_headers_complete()
 
@@ -235,7 +235,8 @@ class DecisionProtocol(HttpToolsProtocol):
             keep_alive = self.parser.should_keep_alive()
             pending = _Pending(self, secure=self._is_secure(), keep_alive=keep_alive)
             self.cycle = pending  # type: ignore[assignment]
-            if self._desk is not None and self._desk.take(self.headers, self._body, pending.reply):
+            body = bytes(self._body)
+            if self._desk is not None and self._desk.take(self.headers, body, pending.reply):
                 self._body = None
                 return
             self.cycle = before
@@ -246,7 +247,7 @@ class DecisionProtocol(HttpToolsProtocol):
         body, self._body = self._body, None
         super().on_headers_complete()
         if body:
-            super().on_body(body)
+            super().on_body(bytes(body))
 
     def _is_secure(self) -> bool:
         """Whether the caller speaks TLS, with us or with a proxy that we may believe."""
