@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import secrets
 import threading
 import time
@@ -267,11 +268,11 @@ class Decider:
         if any(_is_other(one, record) for one, record in zip(kept, made.records, strict=True)):
             return self._repeated(question, asked, kept)  # another server was first
         self._count(made.records)
-        answers = [dict(record.record["answer"]) for record in made.records]
+        answers = [msgspec.json.decode(record.answer_json) for record in made.records]
         if question.explain:
             for row, answer in enumerate(answers):
-                said = made.records[row].record["contributions"]
-                answer["trace"] = explained(made.decisions, row, said)
+                record = json.loads(made.records[row].record_json)
+                answer["trace"] = explained(made.decisions, row, record["contributions"])
         return answers
 
     # --- many questions at once --------------------------------------------------------------
@@ -354,7 +355,7 @@ class Decider:
             return [(waiting, error) for waiting in group]
         answers, new = [], []
         for waiting, record, one in zip(group, records, done.result(), strict=True):
-            answer: Any = record.record["answer"]
+            answer: Any = msgspec.json.decode(record.answer_json)
             if _is_other(one, record):  # another server was first
                 try:
                     asked = waiting.asked

@@ -56,9 +56,10 @@ def records_of(
     records = []
     for row, filed in zip(range(len(decisions)) if rows is None else rows, asked, strict=True):
         answer = answers.of(row)
+        answer_json = msgspec.json.encode(answer)
         record = {
             "request": filed.request,
-            "answer": answer,
+            "answer": msgspec.Raw(answer_json),
             "selection": decisions.selection(row),
             "inputs": inputs.of(row),
         }
@@ -73,11 +74,12 @@ def records_of(
                 channel=channel,
                 arm=answer["arm"],
                 offer_ids=tuple([offer["offer_id"] for offer in answer["offers"]]),
-                record=record,
+                record=msgspec.json.encode(record).decode(),
                 request_hash=filed.request_hash,
                 idempotency_key=filed.idempotency_key,
                 stakes=stakes.of(row, answer["offers"]),
                 batch=batch,
+                answer_json=answer_json,
             )
         )
     return records

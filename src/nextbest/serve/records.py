@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -70,10 +71,15 @@ class Stake:
 
 @dataclass(frozen=True)
 class DecisionRecord:
-    """One decision to keep: who, when, which offers by rank, and ``record`` (JSON-able) in full.
+    """One decision to keep: who, when, which offers by rank, and ``record`` in full.
 
-    ``stakes`` has one for each offer, or none at all; ``batch`` is what all decisions of a batch
-    share, None for those made online.
+    Parameters
+    ----------
+    record: as JSON text, or what is to be written as JSON.
+    stakes: one for each offer, or none at all.
+    batch: what all decisions of a batch share, None for those made online.
+    answer_json: the answer that ``record`` holds, as JSON for the caller; empty where it holds
+        none.
     """
 
     decision_id: str
@@ -82,11 +88,19 @@ class DecisionRecord:
     channel: str
     arm: str
     offer_ids: tuple[str, ...]
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] | str
     request_hash: str
     idempotency_key: str | None = None
     stakes: tuple[Stake, ...] = ()
     batch: str | None = None
+    answer_json: bytes = b""
+
+    @property
+    def record_json(self) -> str:
+        """``record`` as JSON text."""
+        if isinstance(self.record, str):
+            return self.record
+        return msgspec.json.encode(self.record).decode()
 
     def row(self) -> tuple[Any, ...]:
         """Return the columns of the decision's table, in their order."""
@@ -98,7 +112,7 @@ class DecisionRecord:
             self.arm,
             self.idempotency_key,
             self.request_hash,
-            msgspec.json.encode(self.record).decode(),
+            self.record_json,
         )
 
     def contact_rows(self) -> list[tuple[Any, ...]]:
@@ -124,12 +138,18 @@ class DecisionRecord:
 
 @dataclass(frozen=True)
 class StoredDecision:
-    """A decision as the store holds it."""
+    """A decision as the store holds it: its record is JSON text, read when somebody asks."""
 
     decision_id: str
     customer_id: str
     request_hash: str
-    record: Mapping[str, Any]
+    record_json: str
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """The record in full."""
+        read: Mapping[str, Any] = json.loads(self.record_json)
+        return read
 
 
 @dataclass(frozen=True)
