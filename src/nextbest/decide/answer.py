@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide.case import Case
 from nextbest.decide.frame import utc
 from nextbest.decide.holdout import POLICY, PROPENSITY_ONLY, RANDOM_ELIGIBLE
+from nextbest.decide.unmade import NoOfferReasons
 from nextbest.decide.words import plain_list, written_time
 
 if TYPE_CHECKING:
@@ -49,8 +49,13 @@ class Answers:
         return {
             **self.head(row),
             "offers": offers,
-            "no_offer_reasons": [] if offers else Case(self.decisions, row).no_offer_reasons(),
+            "no_offer_reasons": self.no_offer_reasons.of(row),
         }
+
+    @cached_property
+    def no_offer_reasons(self) -> NoOfferReasons:
+        """Why those who get no offer get none."""
+        return NoOfferReasons(self.decisions)
 
     def head(self, row: int) -> dict[str, Any]:
         """Who was decided for, when and how."""

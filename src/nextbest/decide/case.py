@@ -17,12 +17,12 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.holdout import NO_LEVERS
 from nextbest.decide.offers import SHARES, concerns
 from nextbest.decide.rules import STEPS, Lookup, NamedRule
-from nextbest.decide.words import SAME_FOR_ALL, WORDS, plain, plain_list, shown
+from nextbest.decide.words import WORDS, plain, plain_list, shown
 
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
 
-__all__ = ["Case", "why"]
+__all__ = ["Case", "clause_in_words", "consent_in_words", "why"]
 
 
 class Case:
@@ -97,23 +97,6 @@ class Case:
             "clauses": clauses,
         }
 
-    def _why_ruled_out(self, offer: int) -> str:
-        """How the rule that removed an offer came out."""
-        named = self.of.policy.rules_by_fate[(*self.fate(offer), offer)]
-        key = ("rule", named.step, named.rule.text)
-        said = self._said.get(key)
-        if said is None:
-            said = why({"step": named.step, "rules": [self._rule("", named, offer)]})
-            columns = self.of.catalogue.columns
-            own = any(
-                columns[name].source in ("pair", "offer")
-                for name in named.rule.columns & columns.keys()
-            )
-            # What depends on the customer alone comes out alike for all offers of the rule.
-            if not own:
-                self._said[key] = said
-        return said
-
     def contact_policy(self, offer: int) -> dict[str, Any]:
         """How consent, quiet hours and limits stand for an offer."""
         checks = [*self._checks_of_all, *(self._limit(i, offer) for i in range(len(self._counts)))]
@@ -133,8 +116,7 @@ class Case:
             own = slice(self.row, self.row + 1)
             column = None if name is None else self.of.audience.columns[name][own]
             allowed = contact.consent(column, policy.unknown_consent == "allow", 1)
-            seen = "the data have no consent column"
-            given = seen if name is None else f"{name} is {shown(plain(column))}"
+            given = consent_in_words(name, column)
             yield {"rule": "consent", "passed": bool(allowed[0]), "reason": given}
         moment = utc(self.of.situation.decided_at)
         for hours in self.of.policy.quiet_hours:
@@ -158,14 +140,6 @@ class Case:
             channel = self.of.situation.channel
             self._said[key] = contact.reason(limit, events[offer], channel)
         return {"rule": limit.name, "passed": not reached[offer], "reason": self._said[key]}
-
-    def _why_kept_back(self, offer: int) -> str:
-        """What of the contact policy removed an offer; limits come last."""
-        for check in self._checks_of_all:
-            if not check["passed"]:
-                return str(check["reason"])
-        first = next(i for i, (_, reached, _) in enumerate(self._counts) if reached[offer])
-        return str(self._limit(first, offer)["reason"])
 
     def numbers(self, offer: int) -> dict[str, Any]:
         """The numbers behind an offer's priority."""
@@ -374,30 +348,11 @@ class Case:
             steps.append(_lost(self.fate(offer)))
         return steps
 
-    def no_offer_reasons(self) -> list[str]:
-        """One line for each offer on why it is not made; only for a decision that makes none."""
-        ids = self.of.catalogue.offer_ids
-        return [f"offer {offer_id}: {self._why_not(at)}" for at, offer_id in enumerate(ids)]
-
-    def _why_not(self, offer: int) -> str:
-        fate = self.fate(offer)
-        said = self._said.get(fate)
-        if said is None:
-            said = f"{fate[0].replace('_', ' ')}: {self._removed_by(offer, fate)}"
-            if fate in SAME_FOR_ALL:
-                self._said[fate] = said
-        return said
-
-    def _removed_by(self, offer: int, fate: tuple[str, str]) -> str:
-        """What the last of the offer's steps says; nothing that it passed is asked for."""
-        if fate in WORDS:
-            return WORDS[fate]
-        ways = {
-            "contact_policy": self._why_kept_back,
-            "value": lambda offer: str(self.value(offer)["reason"]),
-            "arbitration": self.outcome,
-        }
-        return ways.get(fate[0], self._why_ruled_out)(offer)
+    def because(self, offer: int) -> str:
+        """What the value step or arbitration says of an offer that got there and is not made."""
+        if self.fate(offer)[0] == "value":
+            return str(self.value(offer)["reason"])
+        return self.outcome(offer)
 
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
@@ -413,7 +368,21 @@ def why(step: Mapping[str, Any]) -> str:
         return str(step["reason"])
     rule = next(rule for rule in step["rules"] if not rule["passed"])
     clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-    seen = ", ".join(f"{name} = {shown(v)}" for name, v in clause["values"].items())
-    title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
-    said = f"{title}{clause['clause']} is {clause['outcome']}"
+    return clause_in_words(step["step"], rule["rule"], *clause.values())
+
+
+def clause_in_words(
+    step: str, rule: str, clause: str, outcome: str, values: Mapping[str, Any]
+) -> str:
+    """One line on how a clause of a rule came out, and what it saw."""
+    seen = ", ".join(f"{name} = {shown(value)}" for name, value in values.items())
+    title = f'"{rule}", ' if rule != step else ""
+    said = f"{title}{clause} is {outcome}"
     return f"{said} ({seen})" if seen else said
+
+
+def consent_in_words(name: str | None, value: Any) -> str:
+    """What is known of one customer's consent."""
+    if name is None:
+        return "the data have no consent column"
+    return f"{name} is {shown(plain(value))}"

@@ -161,6 +161,27 @@ class Frame:
 
         return get
 
+    def cells(self, customers: npt.NDArray[np.intp], offers: npt.NDArray[np.intp]) -> Lookup:
+        """Return a function from column name to values for some customers, with an offer each.
+
+        Every column is one that `lookup` has found before; one offer may be for all.
+        """
+
+        def get(name: str) -> Any:
+            column = self._columns[name]
+            if column.source == "customer":
+                return self._customers[name][customers]
+            if column.source == "pair":
+                return self._pairs[name][customers, offers]
+            if column.source == "offer":
+                return self._offers[name][offers]
+            if column.source == "context":
+                value = self._context[name]
+                return value[customers, 0] if isinstance(value, np.ndarray) else value
+            return column.value
+
+        return get
+
 
 def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> dict[str, Any]:
     """Context values by name, for all or (n, 1); what the caller does not tell is unknown."""
