@@ -7,6 +7,7 @@ list items.
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nextbest.decide.arbitrate import in_cells
 from nextbest.decide.frame import utc
 from nextbest.decide.holdout import POLICY, PROPENSITY_ONLY, RANDOM_ELIGIBLE
 from nextbest.decide.unmade import NoOfferReasons
@@ -41,7 +43,7 @@ class Answers:
         self._at = decisions.chosen[self._rows, self._slots]
         self._first: list[int] = np.searchsorted(self._rows, np.arange(len(self._arm) + 1)).tolist()
         self._offers: list[int] = self._at.tolist()
-        self._said_of_levers: dict[int, str] = {}
+        self._moment = utc(decisions.situation.decided_at)
 
     def of(self, row: int) -> dict[str, Any]:
         """The answer to one customer, JSON-able; ``no_offer_reasons`` says why none is made."""
@@ -70,13 +72,15 @@ class Answers:
 
     def offers(self, row: int) -> list[dict[str, Any]]:
         """The offers made to one customer, best first."""
-        catalogue = self.decisions.catalogue
+        first, last = self._first[row], self._first[row + 1]
+        if first == last:
+            return []
+        offers = self.decisions.catalogue.catalogue.offers
         propensity, profit, priority, probability = self._numbers
-        first = self._first[row]
         return [
             {
-                "offer_id": catalogue.offer_ids[self._offers[i]],
-                "name": catalogue.catalogue.offers[self._offers[i]].name,
+                "offer_id": offers[self._offers[i]].id,
+                "name": offers[self._offers[i]].name,
                 "rank": i - first + 1,
                 "propensity": propensity[i],
                 "expected_profit": profit[i],
@@ -84,15 +88,12 @@ class Answers:
                 "selection_probability": probability[i],
                 "reasons": self._why(row, i),
             }
-            for i in range(first, self._first[row + 1])
+            for i in range(first, last)
         ]
 
     def _each(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """One number of each offer made; ``values`` broadcast over customers × offers."""
-        rows = self._rows if len(values) > 1 else 0
-        offers = self._at if values.shape[1] > 1 else 0
-        found = values[rows, offers]
-        return found if found.ndim else np.full(len(self._at), found)
+        return in_cells(values, self._rows, self._at)
 
     @cached_property
     def _numbers(self) -> tuple[list[Any], list[Any], list[Any], list[float]]:
@@ -119,10 +120,9 @@ class Answers:
             self._money_in_words(profit[i], i),
         ]
         policy = self.decisions.policy
-        moment = utc(self.decisions.situation.decided_at)
-        for lever in policy.levers_by_offer[offer]:
-            if moment < lever.until:
-                reasons.append(self._lever(lever))
+        for until, lever in self._levers[offer]:
+            if self._moment < until:
+                reasons.append(lever)
         if self._price is not None and self._price[i] > 0:
             price = f"scarcity price {self._price[i]:.2f}"
             reasons.append(f"{price}: what others would gain from it; priority is less that")
@@ -145,20 +145,22 @@ class Answers:
     def _within(self, offer: int) -> str:
         """How long the customer can respond: the offer's window, or less where it ends before."""
         details = self.decisions.catalogue.catalogue.offers[offer]
-        days = [details.response_window_days] if details.response_window_days else []
+        days = details.response_window_days
         if details.ends_at is not None:
-            left = utc(details.ends_at) - utc(self.decisions.situation.decided_at)
-            days.append(math.ceil(left.total_seconds() / 86_400))
-        return f" within {min(days)} days" if days else ""
+            left = math.ceil((utc(details.ends_at) - self._moment).total_seconds() / 86_400)
+            days = min(days, left) if days else left
+        return "" if days is None else f" within {days} days"
 
-    def _lever(self, lever: Lever) -> str:
-        # A lever is for many offers, and its words are the same for all.
-        said = self._said_of_levers.get(id(lever))
-        if said is None:
-            until = written_time(lever.until)
-            said = f"lever × {lever.multiplier:g} until {until}: {lever.reason}"
-            self._said_of_levers[id(lever)] = said
-        return said
+    @cached_property
+    def _levers(self) -> list[list[tuple[datetime, str]]]:
+        """The levers of each offer, in words and until when."""
+        policy = self.decisions.policy
+        if "levers" not in policy.notes:
+            policy.notes["levers"] = [
+                [(one.until, _lever(one)) for one in levers] for levers in policy.levers_by_offer
+            ]
+        levers: list[list[tuple[datetime, str]]] = policy.notes["levers"]
+        return levers
 
     @cached_property
     def _weighs(self) -> list[list[bool]]:
@@ -201,11 +203,12 @@ class Answers:
     @cached_property
     def _runners_up(self) -> tuple[list[float], list[int]]:
         """For each customer what the best of the offers that lost competed on; -1 for none."""
-        of, by_id = self.decisions, self.decisions.policy.by_id
-        behind = np.where(of.policy.fates.lost[of.fates], self._worth, -np.inf)[:, by_id]
-        first = np.argmax(behind, axis=1)
+        of, order = self.decisions, self.decisions.policy.order
+        behind = np.where(of.policy.fates.lost[of.fates], self._worth, -np.inf)
+        behind = behind if order is None else behind[:, order]
+        first = behind.argmax(axis=1)
         best = behind[np.arange(len(first)), first]
-        position = np.where(np.isfinite(best), by_id[first], -1)
+        position = np.where(np.isfinite(best), first if order is None else order[first], -1)
         return best.tolist(), position.tolist()
 
     @cached_property
@@ -230,6 +233,10 @@ class Answers:
         return np.where(of.pays[:, None], prices.charge(costs), 0.0)
 
 
+def _lever(lever: Lever) -> str:
+    return f"lever × {lever.multiplier:g} until {written_time(lever.until)}: {lever.reason}"
+
+
 class Selections:
     """What the choices of some decisions were drawn from."""
 
@@ -238,7 +245,9 @@ class Selections:
         self._policy = decisions.policy.policy.tables.exploration.policy
         self._arm: list[str] = decisions.arm.tolist()
         self._eligible: list[list[bool]] = decisions.eligible.tolist()
-        self._chances: list[list[float]] = decisions.probabilities.tolist()
+        # The last of the probabilities is that of no offer.
+        self._chances: list[list[float]] = decisions.probabilities[:, :-1].tolist()
+        self._none: list[float] = decisions.probabilities[:, -1].tolist()
         self._end: list[float] = decisions.end_probability.tolist()
         self._would_choose: list[list[int]] = decisions.would_choose.tolist()
 
@@ -254,9 +263,8 @@ class Selections:
             "arm": self._arm[row],
             "policy": self._policy,
             "eligible": list(compress(ids, self._eligible[row])),
-            # The last one is no offer.
-            "probabilities": {name: p for name, p in zip(ids, chances, strict=False) if p},
-            "no_offer": chances[-1],
+            "probabilities": dict(zip(compress(ids, chances), filter(None, chances), strict=True)),
+            "no_offer": self._none[row],
             "end": self._end[row],
             "would_choose": [ids[j] for j in self._would_choose[row] if j >= 0],
         }

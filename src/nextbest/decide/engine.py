@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from nextbest.decide import contact, holdout, trace
 from nextbest.decide.answer import Answers, Selections
-from nextbest.decide.arbitrate import Floats, Values
+from nextbest.decide.arbitrate import Floats, Values, in_cells
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.choosing import Choosing, Lottery, as_made
-from nextbest.decide.explore import Earnings, LossStatistics, OfferCounts
+from nextbest.decide.explore import EARNED_FROM, Earnings, LossStatistics, OfferCounts
 from nextbest.decide.frame import Audience, Contexts, Frame, Situation, stamp, utc
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.steps import Steps
@@ -170,13 +170,14 @@ class Decisions:
             return Earnings(none, none)
         rows, slots = np.nonzero(explored)
         drawn, best = self.chosen[rows, slots], self.best[rows, slots]
-        profit = np.broadcast_to(self.values.expected_profit, self.fates.shape)
-        missed = np.where(best >= 0, profit[rows, best], 0.0)
-        earned = Earnings.of(self.values)
+        profit = in_cells(self.values.expected_profit, rows, best)
+        missed = np.where(best >= 0, profit, 0.0)
+        amounts = (in_cells(getattr(self.values, name), rows, drawn) for name in EARNED_FROM)
+        earned = Earnings.from_amounts(*amounts)
 
         def lost(earns: Floats) -> Floats:
             losses = np.full(self.chosen.shape, np.nan)
-            losses[rows, slots] = missed - np.broadcast_to(earns, self.fates.shape)[rows, drawn]
+            losses[rows, slots] = missed - earns
             return losses
 
         return Earnings(lost(earned.ignored), lost(earned.answered))

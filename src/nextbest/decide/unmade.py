@@ -179,14 +179,14 @@ def _heads(policy: BoundPolicy, step: str) -> Texts:
     key = ("how lines begin", step)
     if key not in policy.notes:
         words = step.replace("_", " ")
-        policy.notes[key] = _texts([f"offer {one}: {words}: " for one in policy.catalogue.offer_ids])
+        policy.notes[key] = _texts(
+            [f"offer {one}: {words}: " for one in policy.catalogue.offer_ids]
+        )
     heads: Texts = policy.notes[key]
     return heads
 
 
-def _rules(
-    policy: BoundPolicy, fate: tuple[str, str]
-) -> tuple[list[tuple[NamedRule, bool]], Ints]:
+def _rules(policy: BoundPolicy, fate: tuple[str, str]) -> tuple[list[tuple[NamedRule, bool]], Ints]:
     """The rules behind one fate, each with whether it reads the offer, and each offer's number."""
     key = ("rules behind", fate)
     if key not in policy.notes:

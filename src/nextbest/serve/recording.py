@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from nextbest.decide.engine import Decisions
-from nextbest.decide.frame import utc
-from nextbest.decide.inputs import Inputs
+from nextbest.decide.inputs import Inputs, as_it_is
 from nextbest.decide.words import plain_list, written_time
 from nextbest.serve.audience import Shaper
 from nextbest.serve.live import News
-from nextbest.serve.records import DecisionRecord, Stake
+from nextbest.serve.records import DecisionRecord, Stake, naive_utc
 
 if TYPE_CHECKING:
     from nextbest.serve.runtime import State
@@ -49,14 +50,14 @@ def records_of(
     batch : what all decisions of a batch have in common, so that it can leave out its own.
     """
     names = state.bundle.score_names
-    answers = _Answers(decisions, names, state.ignored_prices(decisions))
+    answers = _Answers(decisions, names, state.ignored_prices(decisions), _written)
     inputs = Inputs(decisions, names, _written)
     stakes = _Stakes(decisions)
-    decided_at, channel = utc(decisions.situation.decided_at), decisions.situation.channel
+    decided_at, channel = naive_utc(decisions.situation.decided_at), decisions.situation.channel
     records = []
     for row, filed in zip(range(len(decisions)) if rows is None else rows, asked, strict=True):
         answer = answers.of(row)
-        answer_json = msgspec.json.encode(answer)
+        answer_json = _ENCODER.encode(answer)
         record = {
             "request": filed.request,
             "answer": msgspec.Raw(answer_json),
@@ -66,28 +67,32 @@ def records_of(
         if filed.request.get("explain"):
             live = decisions.audience.live.get(answer["customer_id"])
             record["contributions"] = contributions_of(state.shaper, answer, live)
+        made = answer["offers"]
         records.append(
             DecisionRecord(
-                decision_id=answer["decision_id"],
-                customer_id=answer["customer_id"],
-                decided_at=decided_at,
-                channel=channel,
-                arm=answer["arm"],
-                offer_ids=tuple([offer["offer_id"] for offer in answer["offers"]]),
-                record=msgspec.json.encode(record).decode(),
-                request_hash=filed.request_hash,
-                idempotency_key=filed.idempotency_key,
-                stakes=stakes.of(row, answer["offers"]),
-                batch=batch,
-                answer_json=answer_json,
+                answer["decision_id"],
+                answer["customer_id"],
+                decided_at,
+                channel,
+                answer["arm"],
+                tuple([offer["offer_id"] for offer in made]),
+                _ENCODER.encode(record).decode(),
+                filed.request_hash,
+                filed.idempotency_key,
+                stakes.of(row, made),
+                batch,
+                answer_json,
             )
         )
     return records
 
 
+_ENCODER = msgspec.json.Encoder()
+
+
 def _written(value: Any) -> msgspec.Raw:
     """What many records share, as JSON."""
-    return msgspec.Raw(msgspec.json.encode(value))
+    return msgspec.Raw(_ENCODER.encode(value))
 
 
 class _Stakes:
@@ -95,24 +100,30 @@ class _Stakes:
 
     def __init__(self, decisions: Decisions) -> None:
         self._offers = decisions.catalogue.catalogue.offers
-        self._at = utc(decisions.situation.decided_at)
+        self._at = naive_utc(decisions.situation.decided_at)
+        self._ends: dict[int | None, datetime | None] = {None: None}
         self._chosen: list[list[int]] = decisions.chosen.tolist()
-        self._ignored = [plain_list(losses) for losses in decisions.losses.ignored.T]
-        self._answered = [plain_list(losses) for losses in decisions.losses.answered.T]
+        self._ignored = plain_list(decisions.losses.ignored)
+        self._answered = plain_list(decisions.losses.answered)
 
     def of(self, row: int, made: Sequence[Mapping[str, Any]]) -> tuple[Stake, ...]:
         """What is kept of the offers made to one customer."""
-        stakes = []
-        for slot, offer in enumerate(made):
-            days = self._offers[self._chosen[row][slot]].response_window_days
-            stake = Stake(
-                propensity=offer["propensity"],
-                window_ends_at=None if days is None else self._at + timedelta(days=days),
-                loss_if_ignored=self._ignored[slot][row],
-                loss_if_answered=self._answered[slot][row],
-            )
-            stakes.append(stake)
-        return tuple(stakes)
+        ignored, answered = self._ignored[row], self._answered[row]
+        return tuple(
+            [
+                Stake(offer["propensity"], self._end(chosen), without, with_one)
+                for offer, chosen, without, with_one in zip(
+                    made, self._chosen[row], ignored, answered, strict=False
+                )
+            ]
+        )
+
+    def _end(self, offer: int) -> datetime | None:
+        """Until when a response to an offer counts."""
+        days = self._offers[offer].response_window_days
+        if days not in self._ends:
+            self._ends[days] = self._at + timedelta(days=days)
+        return self._ends[days]
 
 
 def answer_of(
@@ -129,21 +140,24 @@ def answer_of(
 
 
 class _Answers:
-    """The answers to all customers of some decisions; what they share is looked up once."""
+    """The answers to all customers of some decisions; what they share is looked up once.
+
+    ``common`` is as in `Inputs`.
+    """
 
     def __init__(
-        self, decisions: Decisions, scores: Sequence[str], prices_ignored: str | None
+        self,
+        decisions: Decisions,
+        scores: Sequence[str],
+        prices_ignored: str | None,
+        common: Callable[[Any], Any] = as_it_is,
     ) -> None:
-        audience = decisions.audience
-        columns = audience.columns
-        as_of = audience.as_of
-        self._decisions = decisions
-        self._scores = {
-            name: plain_list(columns[name]) if name in columns else [None] * len(decisions)
-            for name in scores
-        }
-        self._ignored = {} if prices_ignored is None else {"prices_ignored": prices_ignored}
-        self._versions = {
+        audience, as_of = decisions.audience, decisions.audience.as_of
+        self._said, self._names = decisions.answers, scores
+        self._scores = _scores(audience.columns, scores, len(decisions))
+        self._channel = decisions.situation.channel
+        self._ignored = prices_ignored
+        versions = {
             "models": audience.versions["models"],
             "bundle": audience.versions["bundle"],
             "profiles_as_of": None if as_of is None else written_time(as_of),
@@ -151,24 +165,36 @@ class _Answers:
             "policy": decisions.policy.policy.content_hash,
             **_prices_version(decisions),
         }
+        self._versions = common(versions)
 
     def of(self, row: int) -> dict[str, Any]:
         """The answer to one of them."""
-        said = self._decisions.answer(row)
-        return {
+        said = self._said.of(row)
+        answer = {
             "decision_id": said["decision_id"],
             "customer_id": said["customer_id"],
             "decided_at": said["decided_at"],
-            "channel": self._decisions.situation.channel,
+            "channel": self._channel,
             "arm": said["arm"],
             "fallback": not said["known_customer"],
             "profile_stale": said["profile_stale"],
             "offers": said["offers"],
             "no_offer_reasons": said["no_offer_reasons"],
-            "scores": {name: values[row] for name, values in self._scores.items()},
-            **self._ignored,
+            "scores": dict(zip(self._names, self._scores[row], strict=True)),
             "versions": self._versions,
         }
+        if self._ignored is not None:
+            answer["prices_ignored"] = self._ignored
+        return answer
+
+
+def _scores(
+    columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str], n: int
+) -> list[list[float | None]]:
+    """The scores of each customer; None where unknown."""
+    unknown = np.full(n, np.nan)
+    matrix = np.array([columns.get(name, unknown) for name in names], dtype=np.float64)
+    return plain_list(matrix.reshape(-1, n).T)
 
 
 def _prices_version(decisions: Decisions) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -41,8 +41,7 @@ def naive_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-@dataclass(frozen=True)
-class Stake:
+class Stake(NamedTuple):
     """What was expected of one contact, and what it costs if it was a try; None where unknown.
 
     Parameters
@@ -57,16 +56,6 @@ class Stake:
     window_ends_at: datetime | None = None
     loss_if_ignored: float | None = None
     loss_if_answered: float | None = None
-
-    def row(self) -> tuple[Any, ...]:
-        """Return the last columns of the contact log, in their order."""
-        ends = self.window_ends_at
-        return (
-            self.propensity,
-            None if ends is None else naive_utc(ends),
-            self.loss_if_ignored,
-            self.loss_if_answered,
-        )
 
 
 @dataclass(frozen=True)
@@ -128,11 +117,15 @@ class DecisionRecord:
                 self.channel,
                 at,
                 self.batch,
-                *stake.row(),
+                propensity,
+                None if ends_at is None else naive_utc(ends_at),
+                loss_if_ignored,
+                loss_if_answered,
             )
-            for rank, (offer_id, stake) in enumerate(
-                zip(self.offer_ids, stakes, strict=True), start=1
-            )
+            for rank, (
+                offer_id,
+                (propensity, ends_at, loss_if_ignored, loss_if_answered),
+            ) in enumerate(zip(self.offer_ids, stakes, strict=True), start=1)
         ]
 
 
