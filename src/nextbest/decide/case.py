@@ -22,7 +22,7 @@ from nextbest.decide.words import WORDS, plain, plain_list, shown
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
 
-__all__ = ["Case", "clause_in_words", "consent_in_words", "why"]
+__all__ = ["Case", "consent_in_words", "why"]
 
 
 class Case:
@@ -32,9 +32,13 @@ class Case:
         self.of = decisions
         self.row = row
         self.known = bool(decisions.audience.known[row])
-        self._codes: list[int] = decisions.fates[row].tolist()
         self._said: dict[Any, str] = {}
         self._listed: dict[str, list[Any]] = {}
+
+    @cached_property
+    def _codes(self) -> list[int]:
+        codes: list[int] = self.of.fates[self.row].tolist()
+        return codes
 
     @cached_property
     def at(self) -> Situation:
@@ -96,6 +100,23 @@ class Case:
             "passed": all(clause["outcome"] == "true" for clause in clauses),
             "clauses": clauses,
         }
+
+    def _why_ruled_out(self, offer: int) -> str:
+        """How the rule that removed an offer came out."""
+        named = self.of.policy.rules_by_fate[(*self.fate(offer), offer)]
+        key = ("rule", named.step, named.rule.text)
+        said = self._said.get(key)
+        if said is None:
+            said = why({"step": named.step, "rules": [self._rule("", named, offer)]})
+            columns = self.of.catalogue.columns
+            own = any(
+                columns[name].source in ("pair", "offer")
+                for name in named.rule.columns & columns.keys()
+            )
+            # What depends on the customer alone comes out alike for all offers of the rule.
+            if not own:
+                self._said[key] = said
+        return said
 
     def contact_policy(self, offer: int) -> dict[str, Any]:
         """How consent, quiet hours and limits stand for an offer."""
@@ -349,10 +370,11 @@ class Case:
         return steps
 
     def because(self, offer: int) -> str:
-        """What the value step or arbitration says of an offer that got there and is not made."""
-        if self.fate(offer)[0] == "value":
+        """What the rules, the value step or arbitration say of an offer that is not made."""
+        step = self.fate(offer)[0]
+        if step == "value":
             return str(self.value(offer)["reason"])
-        return self.outcome(offer)
+        return self.outcome(offer) if step == "arbitration" else self._why_ruled_out(offer)
 
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
@@ -368,16 +390,9 @@ def why(step: Mapping[str, Any]) -> str:
         return str(step["reason"])
     rule = next(rule for rule in step["rules"] if not rule["passed"])
     clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-    return clause_in_words(step["step"], rule["rule"], *clause.values())
-
-
-def clause_in_words(
-    step: str, rule: str, clause: str, outcome: str, values: Mapping[str, Any]
-) -> str:
-    """One line on how a clause of a rule came out, and what it saw."""
-    seen = ", ".join(f"{name} = {shown(value)}" for name, value in values.items())
-    title = f'"{rule}", ' if rule != step else ""
-    said = f"{title}{clause} is {outcome}"
+    seen = ", ".join(f"{name} = {shown(v)}" for name, v in clause["values"].items())
+    title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
+    said = f"{title}{clause['clause']} is {clause['outcome']}"
     return f"{said} ({seen})" if seen else said
 
 

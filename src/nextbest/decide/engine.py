@@ -73,7 +73,9 @@ class Decisions:
         slots before it; -1 for no offer.
     worth: (n, m) what each offer competed on, before any scarcity price; -inf where it did not
         reach arbitration.
+    frame: what rules and formulas read of these customers.
     offer_counts, stopped, prices, ration, contexts: as given to `decide`.
+    counted: what each limit of the channel counted; empty where there was nothing to count.
     """
 
     decision_ids: Sequence[str]
@@ -91,11 +93,13 @@ class Decisions:
     would_choose: npt.NDArray[np.int64]
     best: npt.NDArray[np.int64]
     worth: npt.NDArray[np.float64]
+    frame: Frame
     offer_counts: Mapping[str, OfferCounts]
     stopped: Mapping[str, LossStatistics]
     prices: Prices | None
     ration: Ration | None
     contexts: Contexts | None = None
+    counted: Sequence[contact.Counts] = ()
 
     def __len__(self) -> int:
         return len(self.decision_ids)
@@ -122,14 +126,11 @@ class Decisions:
     @cached_property
     def counts(self) -> list[contact.Counts]:
         """What each limit of this channel counted."""
+        if self.counted:
+            return list(self.counted)
         limits = self.policy.limits_on(self.situation.channel)
         moment = stamp(self.situation.decided_at)
         return limits.count(self.audience.contacts, len(self), moment)
-
-    @cached_property
-    def frame(self) -> Frame:
-        """What rules and formulas read of these customers."""
-        return Frame(self.audience, self.catalogue, self.policy, self.situation, self.contexts)
 
     @cached_property
     def context_holds(self) -> list[npt.NDArray[np.bool_]]:
@@ -289,11 +290,13 @@ def decide(
         choice.chosen,
         choice.best,
         choosing.worth,
+        frame,
         offer_counts,
         stopped,
         prices,
         ration,
         contexts,
+        counts,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -135,10 +136,12 @@ class Frame:
         self._offers = {**audience.offer_columns, **catalogue.own_values}
         self._context = _context(policy, at, contexts)
 
-    def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
-        """Make values that have been computed available by name, over the data's columns."""
-        self._pairs.update(columns)
-        self._columns = self._with_values
+    def with_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> Frame:
+        """The same with values that have been computed, as an objective reads them by name."""
+        more = copy(self)
+        more._pairs = {**self._pairs, **columns}
+        more._columns = self._with_values
+        return more
 
     def lookup(self, offers: Positions) -> Lookup:
         """Return a function from column name to values for some offers."""
@@ -158,27 +161,6 @@ class Frame:
                     "audience", f'column "{name}" is missing', action="A rule names it."
                 ) from None
             return self._context[name] if column.source == "context" else column.value
-
-        return get
-
-    def cells(self, customers: npt.NDArray[np.intp], offers: npt.NDArray[np.intp]) -> Lookup:
-        """Return a function from column name to values for some customers, with an offer each.
-
-        Every column is one that `lookup` has found before; one offer may be for all.
-        """
-
-        def get(name: str) -> Any:
-            column = self._columns[name]
-            if column.source == "customer":
-                return self._customers[name][customers]
-            if column.source == "pair":
-                return self._pairs[name][customers, offers]
-            if column.source == "offer":
-                return self._offers[name][offers]
-            if column.source == "context":
-                value = self._context[name]
-                return value[customers, 0] if isinstance(value, np.ndarray) else value
-            return column.value
 
         return get
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from nextbest.decide.engine import Decisions
-from nextbest.decide.inputs import Inputs, as_it_is
-from nextbest.decide.words import plain_list, written_time
+from nextbest.decide.inputs import Inputs, as_it_is, inputs_of
+from nextbest.decide.words import written_time
 from nextbest.serve.audience import Shaper
 from nextbest.serve.live import News
 from nextbest.serve.records import DecisionRecord, Stake, naive_utc
@@ -56,13 +55,14 @@ def records_of(
     decided_at, channel = naive_utc(decisions.situation.decided_at), decisions.situation.channel
     records = []
     for row, filed in zip(range(len(decisions)) if rows is None else rows, asked, strict=True):
-        answer = answers.of(row)
+        made_from = inputs.of(row)
+        answer = answers.of(row, made_from)
         answer_json = _ENCODER.encode(answer)
         record = {
             "request": filed.request,
             "answer": msgspec.Raw(answer_json),
             "selection": decisions.selection(row),
-            "inputs": inputs.of(row),
+            "inputs": made_from,
         }
         if filed.request.get("explain"):
             live = decisions.audience.live.get(answer["customer_id"])
@@ -103,20 +103,18 @@ class _Stakes:
         self._at = naive_utc(decisions.situation.decided_at)
         self._ends: dict[int | None, datetime | None] = {None: None}
         self._chosen: list[list[int]] = decisions.chosen.tolist()
-        self._ignored = plain_list(decisions.losses.ignored)
-        self._answered = plain_list(decisions.losses.answered)
+        losses = decisions.losses
+        self._losses = losses.ignored.tolist(), losses.answered.tolist()
 
     def of(self, row: int, made: Sequence[Mapping[str, Any]]) -> tuple[Stake, ...]:
         """What is kept of the offers made to one customer."""
-        ignored, answered = self._ignored[row], self._answered[row]
-        return tuple(
-            [
-                Stake(offer["propensity"], self._end(chosen), without, with_one)
-                for offer, chosen, without, with_one in zip(
-                    made, self._chosen[row], ignored, answered, strict=False
-                )
-            ]
-        )
+        ignored, answered = self._losses
+        stakes = []
+        for slot, offer in enumerate(made):
+            losses = _known(ignored[row][slot]), _known(answered[row][slot])
+            ends_at = self._end(self._chosen[row][slot])
+            stakes.append(Stake(offer["propensity"], ends_at, *losses))
+        return tuple(stakes)
 
     def _end(self, offer: int) -> datetime | None:
         """Until when a response to an offer counts."""
@@ -124,6 +122,10 @@ class _Stakes:
         if days not in self._ends:
             self._ends[days] = self._at + timedelta(days=days)
         return self._ends[days]
+
+
+def _known(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def answer_of(
@@ -136,7 +138,8 @@ def answer_of(
     scores : names of the scores to tell.
     prices_ignored : why stored scarcity prices did not decide, where there were any.
     """
-    return _Answers(decisions, scores, prices_ignored).of(row)
+    made_from = inputs_of(decisions, row, scores)
+    return _Answers(decisions, scores, prices_ignored).of(row, made_from)
 
 
 class _Answers:
@@ -154,7 +157,6 @@ class _Answers:
     ) -> None:
         audience, as_of = decisions.audience, decisions.audience.as_of
         self._said, self._names = decisions.answers, scores
-        self._scores = _scores(audience.columns, scores, len(decisions))
         self._channel = decisions.situation.channel
         self._ignored = prices_ignored
         versions = {
@@ -167,9 +169,9 @@ class _Answers:
         }
         self._versions = common(versions)
 
-    def of(self, row: int) -> dict[str, Any]:
-        """The answer to one of them."""
-        said = self._said.of(row)
+    def of(self, row: int, made_from: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one of them; ``made_from`` are its inputs, which hold the scores."""
+        said, known = self._said.of(row), made_from["profile"]["columns"]
         answer = {
             "decision_id": said["decision_id"],
             "customer_id": said["customer_id"],
@@ -180,7 +182,7 @@ class _Answers:
             "profile_stale": said["profile_stale"],
             "offers": said["offers"],
             "no_offer_reasons": said["no_offer_reasons"],
-            "scores": dict(zip(self._names, self._scores[row], strict=True)),
+            "scores": {name: _score(known.get(name)) for name in self._names},
             "versions": self._versions,
         }
         if self._ignored is not None:
@@ -188,13 +190,9 @@ class _Answers:
         return answer
 
 
-def _scores(
-    columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str], n: int
-) -> list[list[float | None]]:
-    """The scores of each customer; None where unknown."""
-    unknown = np.full(n, np.nan)
-    matrix = np.array([columns.get(name, unknown) for name in names], dtype=np.float64)
-    return plain_list(matrix.reshape(-1, n).T)
+def _score(value: float | str | None) -> float | None:
+    # The inputs write an infinity as a text.
+    return None if isinstance(value, str) else value
 
 
 def _prices_version(decisions: Decisions) -> dict[str, str]:

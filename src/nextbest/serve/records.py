@@ -58,8 +58,7 @@ class Stake(NamedTuple):
     loss_if_answered: float | None = None
 
 
-@dataclass(frozen=True)
-class DecisionRecord:
+class DecisionRecord(NamedTuple):
     """One decision to keep: who, when, which offers by rank, and ``record`` in full.
 
     Parameters
