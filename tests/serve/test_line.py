@@ -44,7 +44,7 @@ RULES = """
 def everything(state: Any, decisions: Any, row: int) -> str:
     """All that is said and kept of one decision."""
     (record,) = records_of(state, decisions, [Filed({"explain": True}, "hash")], [row])
-    said = explained(decisions, row, record.record["contributions"])
+    said = explained(decisions, row, json.loads(record.record_json)["contributions"])
     return json.dumps([record.row(), record.contact_rows(), said], default=str)
 
 

@@ -1,12 +1,13 @@
 """What is said of each decision: the offers with their numbers and reasons, or why there is none.
 
-Everything is looked up for all customers at once, so that writing one answer is a matter of a few
-list items.
+What all customers share is looked up once, so that writing one answer is a matter of a few items.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from datetime import datetime
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide.case import Case
 from nextbest.decide.frame import utc
 from nextbest.decide.holdout import POLICY, PROPENSITY_ONLY, RANDOM_ELIGIBLE
-from nextbest.decide.words import plain_list, written_time
+from nextbest.decide.unmade import NoOfferReasons
+from nextbest.decide.words import written_time
 
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
@@ -36,12 +37,13 @@ class Answers:
         self.decisions = decisions
         self._arm: list[str] = decisions.arm.tolist()
         self._known: list[bool] = decisions.audience.known.tolist()
-        # Everything below is about the offers made, one customer after the other.
-        self._rows, self._slots = np.nonzero(decisions.chosen >= 0)
-        self._at = decisions.chosen[self._rows, self._slots]
-        self._first: list[int] = np.searchsorted(self._rows, np.arange(len(self._arm) + 1)).tolist()
-        self._offers: list[int] = self._at.tolist()
-        self._said_of_levers: dict[int, str] = {}
+        self._chosen: list[list[int]] = decisions.chosen.tolist()
+        self._moment = utc(decisions.situation.decided_at)
+        values = decisions.values
+        self._propensity = _reader(decisions.audience.propensity)
+        self._profit, self._priority = _reader(values.expected_profit), _reader(values.priority)
+        self._money = [_reader(getattr(values, name)) for name in _MONEY]
+        self._chance = _reader(decisions.selection_probability)
 
     def of(self, row: int) -> dict[str, Any]:
         """The answer to one customer, JSON-able; ``no_offer_reasons`` says why none is made."""
@@ -49,8 +51,12 @@ class Answers:
         return {
             **self.head(row),
             "offers": offers,
-            "no_offer_reasons": [] if offers else Case(self.decisions, row).no_offer_reasons(),
+            "no_offer_reasons": [] if offers else self._no_offer_reasons.of(row),
         }
+
+    @cached_property
+    def _no_offer_reasons(self) -> NoOfferReasons:
+        return NoOfferReasons(self.decisions)
 
     def head(self, row: int) -> dict[str, Any]:
         """Who was decided for, when and how."""
@@ -65,73 +71,50 @@ class Answers:
 
     def offers(self, row: int) -> list[dict[str, Any]]:
         """The offers made to one customer, best first."""
-        catalogue = self.decisions.catalogue
-        propensity, profit, priority, probability = self._numbers
-        first = self._first[row]
+        offers = self.decisions.catalogue.catalogue.offers
+        made = [(slot, offer) for slot, offer in enumerate(self._chosen[row]) if offer >= 0]
         return [
             {
-                "offer_id": catalogue.offer_ids[self._offers[i]],
-                "name": catalogue.catalogue.offers[self._offers[i]].name,
-                "rank": i - first + 1,
-                "propensity": propensity[i],
-                "expected_profit": profit[i],
-                "priority": priority[i],
-                "selection_probability": probability[i],
-                "reasons": self._why(row, i),
+                "offer_id": offers[offer].id,
+                "name": offers[offer].name,
+                "rank": rank,
+                "propensity": _finite(self._propensity(row, offer)),
+                "expected_profit": _finite(self._profit(row, offer)),
+                "priority": _finite(self._priority(row, offer)),
+                "selection_probability": self._chance(row, slot),
+                "reasons": self._why(row, offer, slot),
             }
-            for i in range(first, self._first[row + 1])
+            for rank, (slot, offer) in enumerate(made, start=1)
         ]
 
-    def _each(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """One number of each offer made; ``values`` broadcast over customers × offers."""
-        rows = self._rows if len(values) > 1 else 0
-        offers = self._at if values.shape[1] > 1 else 0
-        found = values[rows, offers]
-        return found if found.ndim else np.full(len(self._at), found)
-
-    @cached_property
-    def _numbers(self) -> tuple[list[Any], list[Any], list[Any], list[float]]:
-        """Propensity, expected profit, priority and selection probability."""
-        of = self.decisions
-        values = (of.audience.propensity, of.values.expected_profit, of.values.priority)
-        propensity, profit, priority = (plain_list(self._each(one)) for one in values)
-        chances = of.selection_probability[self._rows, self._slots].tolist()
-        return propensity, profit, priority, chances
-
-    @cached_property
-    def _money(self) -> list[tuple[float, ...]]:
-        values = [self._each(getattr(self.decisions.values, name)).tolist() for name in _MONEY]
-        return list(zip(*values, strict=True))
-
-    def _why(self, row: int, i: int) -> list[str]:
+    def _why(self, row: int, offer: int, slot: int) -> list[str]:
         """In plain words, why an offer is made."""
         if not self._known[row]:
             return ["nothing is known about this customer: the fallback list decides"]
-        offer = self._offers[i]
-        propensity, profit, _, _ = self._numbers
         reasons = [
-            f"{propensity[i]:.1%} chance of a response{self._within(offer)}",
-            self._money_in_words(profit[i], i),
+            f"{self._propensity(row, offer):.1%} chance of a response{self._within(offer)}",
+            self._money_in_words(row, offer),
         ]
         policy = self.decisions.policy
-        moment = utc(self.decisions.situation.decided_at)
-        for lever in policy.levers_by_offer[offer]:
-            if moment < lever.until:
-                reasons.append(self._lever(lever))
-        if self._price is not None and self._price[i] > 0:
-            price = f"scarcity price {self._price[i]:.2f}"
-            reasons.append(f"{price}: what others would gain from it; priority is less that")
+        for until, lever in self._levers[offer]:
+            if self._moment < until:
+                reasons.append(lever)
+        if self._charge is not None:
+            charge = self._charge.item(row, offer)
+            if charge > 0:
+                price = f"scarcity price {charge:.2f}"
+                reasons.append(f"{price}: what others would gain from it; priority is less that")
         for number in policy.weights_by_offer[offer]:
-            if self._weighs[number][i]:
+            if self.decisions.context_holds[number].item(row, offer):
                 weight, _, _ = policy.context_weights[number]
                 reasons.append(f'context weight "{weight.name}" × {weight.multiplier:g}')
-        return reasons + self._choice(row, i)
+        return reasons + self._choice(row, offer, slot)
 
-    def _money_in_words(self, profit: float, i: int) -> str:
-        margin, incentive, contact_cost, kept, rate = self._money[i]
+    def _money_in_words(self, row: int, offer: int) -> str:
+        margin, incentive, contact_cost, kept, rate = [read(row, offer) for read in self._money]
         said = (
-            f"expected profit {profit:.2f}: margin {margin:.2f} less incentive {incentive:.2f}"
-            f" per response, less {contact_cost:.2f} to contact"
+            f"expected profit {self._profit(row, offer):.2f}: margin {margin:.2f}"
+            f" less incentive {incentive:.2f} per response, less {contact_cost:.2f} to contact"
         )
         if rate:
             said += f", less {rate * margin:.2f} of margin that would come anyway"
@@ -140,33 +123,30 @@ class Answers:
     def _within(self, offer: int) -> str:
         """How long the customer can respond: the offer's window, or less where it ends before."""
         details = self.decisions.catalogue.catalogue.offers[offer]
-        days = [details.response_window_days] if details.response_window_days else []
+        days = details.response_window_days
         if details.ends_at is not None:
-            left = utc(details.ends_at) - utc(self.decisions.situation.decided_at)
-            days.append(math.ceil(left.total_seconds() / 86_400))
-        return f" within {min(days)} days" if days else ""
-
-    def _lever(self, lever: Lever) -> str:
-        # A lever is for many offers, and its words are the same for all.
-        said = self._said_of_levers.get(id(lever))
-        if said is None:
-            until = written_time(lever.until)
-            said = f"lever × {lever.multiplier:g} until {until}: {lever.reason}"
-            self._said_of_levers[id(lever)] = said
-        return said
+            left = math.ceil((utc(details.ends_at) - self._moment).total_seconds() / 86_400)
+            days = min(days, left) if days else left
+        return "" if days is None else f" within {days} days"
 
     @cached_property
-    def _weighs(self) -> list[list[bool]]:
-        """For each context weight, whether it holds for each offer made."""
-        return [self._each(holds).tolist() for holds in self.decisions.context_holds]
+    def _levers(self) -> list[list[tuple[datetime, str]]]:
+        """The levers of each offer, in words and until when."""
+        policy = self.decisions.policy
+        if "levers" not in policy.notes:
+            policy.notes["levers"] = [
+                [(one.until, _lever(one)) for one in levers] for levers in policy.levers_by_offer
+            ]
+        levers: list[list[tuple[datetime, str]]] = policy.notes["levers"]
+        return levers
 
-    def _choice(self, row: int, i: int) -> list[str]:
+    def _choice(self, row: int, offer: int, slot: int) -> list[str]:
         """How an offer was chosen: against which others, in which arm, with which probability."""
         arm = self._arm[row]
-        drawn = f"drawn with a probability of {self._numbers[3][i]:.1%}"
+        drawn = f"drawn with a probability of {self._chance(row, slot):.1%}"
         if arm == RANDOM_ELIGIBLE:
             return [f"arm {arm}: {drawn}, whatever it is worth"]
-        reasons = [self._against_the_next(row, i)]
+        reasons = [self._against_the_next(row, offer)]
         if arm != POLICY:
             reasons = [f"arm {arm}", *reasons]
         how = self.decisions.policy.policy.tables.exploration.policy
@@ -174,7 +154,7 @@ class Answers:
             reasons.append(f"{drawn} ({how})")
         return reasons
 
-    def _against_the_next(self, row: int, i: int) -> str:
+    def _against_the_next(self, row: int, offer: int) -> str:
         best, positions = self._runners_up
         worth, position = best[row], positions[row]
         if position < 0:
@@ -183,24 +163,20 @@ class Answers:
                 return "no other offer would earn anything of which there is enough for all"
             return "no other offer that may be made would earn anything"
         name = "propensity" if self._arm[row] == PROPENSITY_ONLY else "priority"
-        own = self._own_worth[i]
+        own = self._worth.item(row, offer)
         other = "next" if worth <= own else "better, but not drawn,"
         offer_id = self.decisions.catalogue.offer_ids[position]
         return f"{name} {own:.2f}; {other} is offer {offer_id} at {worth:.2f}"
 
     @cached_property
-    def _own_worth(self) -> list[float]:
-        own: list[float] = self._worth[self._rows, self._at].tolist()
-        return own
-
-    @cached_property
     def _runners_up(self) -> tuple[list[float], list[int]]:
         """For each customer what the best of the offers that lost competed on; -1 for none."""
-        of, by_id = self.decisions, self.decisions.policy.by_id
-        behind = np.where(of.policy.fates.lost[of.fates], self._worth, -np.inf)[:, by_id]
-        first = np.argmax(behind, axis=1)
+        of, order = self.decisions, self.decisions.policy.order
+        behind = np.where(of.policy.fates.lost[of.fates], self._worth, -np.inf)
+        behind = behind if order is None else behind[:, order]
+        first = behind.argmax(axis=1)
         best = behind[np.arange(len(first)), first]
-        position = np.where(np.isfinite(best), by_id[first], -1)
+        position = np.where(np.isfinite(best), first if order is None else order[first], -1)
         return best.tolist(), position.tolist()
 
     @cached_property
@@ -208,11 +184,6 @@ class Answers:
         """(n, m) what offers competed on in each customer's arm, less what scarcity charged."""
         worth = self.decisions.worth
         return worth if self._charge is None else worth - self._charge
-
-    @cached_property
-    def _price(self) -> list[float] | None:
-        """What scarcity charged for each offer made."""
-        return None if self._charge is None else self._each(self._charge).tolist()
 
     @cached_property
     def _charge(self) -> npt.NDArray[np.float64] | None:
@@ -223,6 +194,27 @@ class Answers:
         of = self.decisions
         costs = np.broadcast_to(of.values.expected_cost, of.fates.shape)
         return np.where(of.pays[:, None], prices.charge(costs), 0.0)
+
+
+def _reader(values: npt.NDArray[Any]) -> Callable[[int, int], Any]:
+    """Read one number of a customer and an offer; ``values`` broadcast over all of them.
+
+    Few numbers of each row are wanted, and one is read faster than an array is made of some.
+    """
+    item = values.item
+    if len(values) > 1 and values.shape[1] > 1:
+        return item
+    # Whatever does not vary is read at position 0.
+    by_row, by_column = int(len(values) > 1), int(values.shape[1] > 1)
+    return lambda row, column: item(row * by_row, column * by_column)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _lever(lever: Lever) -> str:
+    return f"lever × {lever.multiplier:g} until {written_time(lever.until)}: {lever.reason}"
 
 
 class Selections:
@@ -249,8 +241,8 @@ class Selections:
             "arm": self._arm[row],
             "policy": self._policy,
             "eligible": list(compress(ids, self._eligible[row])),
-            # The last one is no offer.
-            "probabilities": {name: p for name, p in zip(ids, chances, strict=False) if p},
+            # The last one is no offer, and has no name.
+            "probabilities": dict(zip(compress(ids, chances), filter(None, chances), strict=False)),
             "no_offer": chances[-1],
             "end": self._end[row],
             "would_choose": [ids[j] for j in self._would_choose[row] if j >= 0],

@@ -18,6 +18,7 @@ __all__ = [
     "expected_cost",
     "expected_profit",
     "greedy",
+    "in_cells",
     "leaders",
     "weigh",
 ]
@@ -47,6 +48,13 @@ class Values:
     context_weight: Floats
     objective: Floats
     priority: Floats
+
+
+def in_cells(values: npt.NDArray[Any], customers: Ints, offers: Ints) -> npt.NDArray[Any]:
+    """Numbers of some customers, each with an offer; values broadcast over customers × offers."""
+    rows = customers if len(values) > 1 else 0
+    found = values[rows, offers if values.shape[1] > 1 else 0]
+    return found if found.ndim else np.full(len(offers), found)
 
 
 def expected_profit(

@@ -185,6 +185,11 @@ class BoundPolicy:
         return found
 
     @cached_property
+    def notes(self) -> dict[Any, Any]:
+        """What answers and records have worked out so far of the policy alone."""
+        return {}
+
+    @cached_property
     def columns_read(self) -> frozenset[str]:
         """Names of all columns that the catalogue or the policy reads, on any channel."""
         rules = [named.rule for named in (*self.rules, *self.catalogue.rules)]

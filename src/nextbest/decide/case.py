@@ -17,12 +17,12 @@ from nextbest.decide.frame import Situation, utc
 from nextbest.decide.holdout import NO_LEVERS
 from nextbest.decide.offers import SHARES, concerns
 from nextbest.decide.rules import STEPS, Lookup, NamedRule
-from nextbest.decide.words import SAME_FOR_ALL, WORDS, plain, plain_list, shown
+from nextbest.decide.words import WORDS, plain, plain_list, shown
 
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
 
-__all__ = ["Case", "why"]
+__all__ = ["Case", "consent_in_words", "why"]
 
 
 class Case:
@@ -32,9 +32,13 @@ class Case:
         self.of = decisions
         self.row = row
         self.known = bool(decisions.audience.known[row])
-        self._codes: list[int] = decisions.fates[row].tolist()
         self._said: dict[Any, str] = {}
         self._listed: dict[str, list[Any]] = {}
+
+    @cached_property
+    def _codes(self) -> list[int]:
+        codes: list[int] = self.of.fates[self.row].tolist()
+        return codes
 
     @cached_property
     def at(self) -> Situation:
@@ -133,8 +137,7 @@ class Case:
             own = slice(self.row, self.row + 1)
             column = None if name is None else self.of.audience.columns[name][own]
             allowed = contact.consent(column, policy.unknown_consent == "allow", 1)
-            seen = "the data have no consent column"
-            given = seen if name is None else f"{name} is {shown(plain(column))}"
+            given = consent_in_words(name, column)
             yield {"rule": "consent", "passed": bool(allowed[0]), "reason": given}
         moment = utc(self.of.situation.decided_at)
         for hours in self.of.policy.quiet_hours:
@@ -158,14 +161,6 @@ class Case:
             channel = self.of.situation.channel
             self._said[key] = contact.reason(limit, events[offer], channel)
         return {"rule": limit.name, "passed": not reached[offer], "reason": self._said[key]}
-
-    def _why_kept_back(self, offer: int) -> str:
-        """What of the contact policy removed an offer; limits come last."""
-        for check in self._checks_of_all:
-            if not check["passed"]:
-                return str(check["reason"])
-        first = next(i for i, (_, reached, _) in enumerate(self._counts) if reached[offer])
-        return str(self._limit(first, offer)["reason"])
 
     def numbers(self, offer: int) -> dict[str, Any]:
         """The numbers behind an offer's priority."""
@@ -374,30 +369,12 @@ class Case:
             steps.append(_lost(self.fate(offer)))
         return steps
 
-    def no_offer_reasons(self) -> list[str]:
-        """One line for each offer on why it is not made; only for a decision that makes none."""
-        ids = self.of.catalogue.offer_ids
-        return [f"offer {offer_id}: {self._why_not(at)}" for at, offer_id in enumerate(ids)]
-
-    def _why_not(self, offer: int) -> str:
-        fate = self.fate(offer)
-        said = self._said.get(fate)
-        if said is None:
-            said = f"{fate[0].replace('_', ' ')}: {self._removed_by(offer, fate)}"
-            if fate in SAME_FOR_ALL:
-                self._said[fate] = said
-        return said
-
-    def _removed_by(self, offer: int, fate: tuple[str, str]) -> str:
-        """What the last of the offer's steps says; nothing that it passed is asked for."""
-        if fate in WORDS:
-            return WORDS[fate]
-        ways = {
-            "contact_policy": self._why_kept_back,
-            "value": lambda offer: str(self.value(offer)["reason"]),
-            "arbitration": self.outcome,
-        }
-        return ways.get(fate[0], self._why_ruled_out)(offer)
+    def because(self, offer: int) -> str:
+        """What the rules, the value step or arbitration say of an offer that is not made."""
+        step = self.fate(offer)[0]
+        if step == "value":
+            return str(self.value(offer)["reason"])
+        return self.outcome(offer) if step == "arbitration" else self._why_ruled_out(offer)
 
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
@@ -417,3 +394,10 @@ def why(step: Mapping[str, Any]) -> str:
     title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
     said = f"{title}{clause['clause']} is {clause['outcome']}"
     return f"{said} ({seen})" if seen else said
+
+
+def consent_in_words(name: str | None, value: Any) -> str:
+    """What is known of one customer's consent."""
+    if name is None:
+        return "the data have no consent column"
+    return f"{name} is {shown(plain(value))}"

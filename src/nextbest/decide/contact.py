@@ -27,7 +27,6 @@ __all__ = [
     "Scope",
     "Weekday",
     "consent",
-    "counted",
     "reason",
 ]
 
@@ -395,6 +394,10 @@ class ChannelLimits:
             )
         ]
 
+    def counted(self, history: ContactHistory, decided_at: np.datetime64) -> npt.NDArray[np.intp]:
+        """Return the positions of the events that any of the limits counts."""
+        return np.flatnonzero(self._windows.inside(history, decided_at).any(axis=0))
+
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
         if not len(history.customer):
             return np.zeros((n_customers, self._width), dtype=np.int64)
@@ -412,13 +415,6 @@ class ChannelLimits:
 def _places(pool: Ints, first: int, *, everywhere: bool) -> Ints:
     """(m + 1,) the column of an event with each offer and with none; -1 if it does not count."""
     return np.append(np.where(pool >= 0, pool + first, -1), first if everywhere else -1)
-
-
-def counted(
-    limits: Sequence[Limit], history: ContactHistory, *, channel: str, decided_at: np.datetime64
-) -> npt.NDArray[np.intp]:
-    """Return the positions of the events that any limit of this channel counts."""
-    return np.flatnonzero(_Windows(limits, channel).inside(history, decided_at).any(axis=0))
 
 
 def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask:

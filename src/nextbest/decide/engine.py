@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from nextbest.decide import contact, holdout, trace
 from nextbest.decide.answer import Answers, Selections
-from nextbest.decide.arbitrate import Floats, Values
+from nextbest.decide.arbitrate import Floats, Values, in_cells
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.choosing import Choosing, Lottery, as_made
-from nextbest.decide.explore import Earnings, LossStatistics, OfferCounts
+from nextbest.decide.explore import EARNED_FROM, Earnings, LossStatistics, OfferCounts
 from nextbest.decide.frame import Audience, Contexts, Frame, Situation, stamp, utc
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.steps import Steps
@@ -73,7 +73,9 @@ class Decisions:
         slots before it; -1 for no offer.
     worth: (n, m) what each offer competed on, before any scarcity price; -inf where it did not
         reach arbitration.
+    frame: what rules and formulas read of these customers.
     offer_counts, stopped, prices, ration, contexts: as given to `decide`.
+    counted: what each limit of the channel counted; empty where there was nothing to count.
     """
 
     decision_ids: Sequence[str]
@@ -91,11 +93,13 @@ class Decisions:
     would_choose: npt.NDArray[np.int64]
     best: npt.NDArray[np.int64]
     worth: npt.NDArray[np.float64]
+    frame: Frame
     offer_counts: Mapping[str, OfferCounts]
     stopped: Mapping[str, LossStatistics]
     prices: Prices | None
     ration: Ration | None
     contexts: Contexts | None = None
+    counted: Sequence[contact.Counts] = ()
 
     def __len__(self) -> int:
         return len(self.decision_ids)
@@ -122,14 +126,11 @@ class Decisions:
     @cached_property
     def counts(self) -> list[contact.Counts]:
         """What each limit of this channel counted."""
+        if self.counted:
+            return list(self.counted)
         limits = self.policy.limits_on(self.situation.channel)
         moment = stamp(self.situation.decided_at)
         return limits.count(self.audience.contacts, len(self), moment)
-
-    @cached_property
-    def frame(self) -> Frame:
-        """What rules and formulas read of these customers."""
-        return Frame(self.audience, self.catalogue, self.policy, self.situation, self.contexts)
 
     @cached_property
     def context_holds(self) -> list[npt.NDArray[np.bool_]]:
@@ -170,13 +171,14 @@ class Decisions:
             return Earnings(none, none)
         rows, slots = np.nonzero(explored)
         drawn, best = self.chosen[rows, slots], self.best[rows, slots]
-        profit = np.broadcast_to(self.values.expected_profit, self.fates.shape)
-        missed = np.where(best >= 0, profit[rows, best], 0.0)
-        earned = Earnings.of(self.values)
+        profit = in_cells(self.values.expected_profit, rows, best)
+        missed = np.where(best >= 0, profit, 0.0)
+        amounts = (in_cells(getattr(self.values, name), rows, drawn) for name in EARNED_FROM)
+        earned = Earnings.from_amounts(*amounts)
 
         def lost(earns: Floats) -> Floats:
             losses = np.full(self.chosen.shape, np.nan)
-            losses[rows, slots] = missed - np.broadcast_to(earns, self.fates.shape)[rows, drawn]
+            losses[rows, slots] = missed - earns
             return losses
 
         return Earnings(lost(earned.ignored), lost(earned.answered))
@@ -288,11 +290,13 @@ def decide(
         choice.chosen,
         choice.best,
         choosing.worth,
+        frame,
         offer_counts,
         stopped,
         prices,
         ration,
         contexts,
+        counts,
     )
 
 

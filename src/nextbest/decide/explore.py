@@ -184,6 +184,10 @@ def guard(best: Floats, exploring: Floats, profit: Floats, share: float) -> Floa
     return (1.0 - weight)[:, None] * best + weight[:, None] * exploring
 
 
+# The numbers of `Values` that say what a contact earns.
+EARNED_FROM = ("margin", "incentive_cost", "contact_cost", "baseline_rate", "retention_value")
+
+
 @dataclass(frozen=True)
 class Earnings:
     """What a contact earns over none, customers × offers, in the shop's currency.
@@ -197,10 +201,22 @@ class Earnings:
     @classmethod
     def of(cls, values: Values) -> Earnings:
         """Work out what offers earn; NaN where unknown."""
+        return cls.from_amounts(*(getattr(values, name) for name in EARNED_FROM))
+
+    @classmethod
+    def from_amounts(
+        cls,
+        margin: Floats,
+        incentive_cost: Floats,
+        contact_cost: Floats,
+        baseline_rate: Floats,
+        retention_value: Floats,
+    ) -> Earnings:
+        """Work out what offers earn from the numbers behind their priority (`Values`)."""
         with np.errstate(invalid="ignore"):  # as in `expected_profit`
-            anyway = values.baseline_rate * values.margin
-        ignored = values.retention_value - values.contact_cost - anyway
-        return cls(ignored, ignored + (values.margin - values.incentive_cost))
+            anyway = baseline_rate * margin
+        ignored = retention_value - contact_cost - anyway
+        return cls(ignored, ignored + (margin - incentive_cost))
 
 
 @dataclass(frozen=True)

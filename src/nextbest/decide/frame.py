@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -135,10 +136,12 @@ class Frame:
         self._offers = {**audience.offer_columns, **catalogue.own_values}
         self._context = _context(policy, at, contexts)
 
-    def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
-        """Make values that have been computed available by name, over the data's columns."""
-        self._pairs.update(columns)
-        self._columns = self._with_values
+    def with_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> Frame:
+        """The same with values that have been computed, as an objective reads them by name."""
+        more = copy(self)
+        more._pairs = {**self._pairs, **columns}
+        more._columns = self._with_values
+        return more
 
     def lookup(self, offers: Positions) -> Lookup:
         """Return a function from column name to values for some offers."""

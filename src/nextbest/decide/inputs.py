@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Inputs",
     "alike",
+    "as_it_is",
     "audience_of",
     "audience_of_all",
     "columns_of",
@@ -60,7 +61,8 @@ def inputs_of(decisions: Decisions, row: int, keep: Collection[str] = ()) -> dic
     return found.of(row)
 
 
-def _as_it_is(value: Any) -> Any:
+def as_it_is(value: Any) -> Any:
+    """Return what many records share as a part of each."""
     return value
 
 
@@ -70,34 +72,31 @@ class Inputs:
     Parameters
     ----------
     keep: as in `inputs_of`.
-    common: writes what all of them share, once for all; JSON-able as it is unless told otherwise.
+    common: writes what many decisions share, once for all; JSON-able as it is unless told
+        otherwise.
     """
 
     def __init__(
         self,
         decisions: Decisions,
         keep: Collection[str] = (),
-        common: Callable[[Any], Any] = _as_it_is,
+        common: Callable[[Any], Any] = as_it_is,
     ) -> None:
         self._decisions = decisions
         policy, catalogue = decisions.policy, decisions.catalogue
-        self._profiles = _Profiles(
-            decisions.audience, catalogue.columns, {*policy.columns_read, *keep}, common
-        )
+        self._profiles = _Profiles(decisions.audience, _layout(decisions, keep, common))
         self._contacts = _contacts(decisions)
         self._decided_at = utc(decisions.situation.decided_at).isoformat()
-        self._asked = {
-            "catalogue_hash": catalogue.catalogue.content_hash,
-            "policy_hash": policy.policy.content_hash,
-            "offer_ids": common(list(catalogue.offer_ids)),
-        }
+        self._hashes = catalogue.catalogue.content_hash, policy.policy.content_hash
+        key = ("offer ids", common)
+        if key not in policy.notes:
+            policy.notes[key] = common(list(catalogue.offer_ids))
+        self._offer_ids = policy.notes[key]
         counts, stopped = sorted(decisions.offer_counts.items()), sorted(decisions.stopped.items())
         prices = decisions.prices
-        self._learnt = {
-            "offer_counts": common({name: dict(vars(told)) for name, told in counts}),
-            "stopped": common({name: dict(vars(told)) for name, told in stopped}),
-            "prices": common(None if prices is None else prices.to_dict()),
-        }
+        self._counts = common({name: dict(vars(told)) for name, told in counts})
+        self._stopped = common({name: dict(vars(told)) for name, told in stopped})
+        self._prices = None if prices is None else common(prices.to_dict())
 
     def of(self, row: int) -> dict[str, Any]:
         """What one of the decisions was made from."""
@@ -113,19 +112,20 @@ class Inputs:
                 "context": dict(at.context if of.contexts is None else of.contexts[row]),
                 "limit": at.limit,
             },
-            **self._asked,
+            "catalogue_hash": self._hashes[0],
+            "policy_hash": self._hashes[1],
+            "offer_ids": self._offer_ids,
             "profile": self._profiles.of(row),
             "contacts": self._contacts.get(row, []),
-            **self._learnt,
-            "ration": _ration(of, row),
+            "offer_counts": self._counts,
+            "stopped": self._stopped,
+            "prices": self._prices,
+            "ration": None if of.ration is None else _ration(of.ration, of, row),
         }
 
 
-def _ration(decisions: Decisions, row: int) -> dict[str, Any] | None:
+def _ration(ration: Ration, decisions: Decisions, row: int) -> dict[str, Any]:
     """What limits over all customers of a batch left to this one."""
-    ration = decisions.ration
-    if ration is None:
-        return None
     ids = decisions.catalogue.offer_ids
     left = [ids[i] for i in np.flatnonzero(ration.open[row]).tolist()]
     return {"open": left, "settled": bool(ration.settled[row])}
@@ -143,11 +143,11 @@ def profile_of(
     known: types of the columns by name.
     wanted: names of columns; those that the audience does not have are left out.
     """
-    return _Profiles(audience, known, wanted, _as_it_is).of(row)
+    return _Profiles(audience, _Layout(audience, known, wanted, as_it_is)).of(row)
 
 
-class _Profiles:
-    """What is known of some customers, written down for all of them at once."""
+class _Layout:
+    """Which columns are written down, and what the profiles of one bundle have in common."""
 
     def __init__(
         self,
@@ -156,45 +156,89 @@ class _Profiles:
         wanted: Collection[str],
         common: Callable[[Any], Any],
     ) -> None:
-        types: dict[str, ColumnType] = {}
+        self._audience = frozenset(audience.columns), audience.offer_columns, audience.versions
+        # Columns of numbers come first: they are written in one go.
+        kinds = {n: known[n].type for n in sorted(wanted & audience.columns.keys())}
+        self.numbers = [name for name, kind in kinds.items() if kind == "number"]
+        self.others = {name: kind for name, kind in kinds.items() if kind != "number"}
+        self.names = (*self.numbers, *self.others)
+        self.pairs = {n: known[n].type for n in sorted(wanted & audience.pair_columns.keys())}
+        offers = {n: known[n].type for n in sorted(wanted & audience.offer_columns.keys())}
+        written = {name: _written(audience.offer_columns[name], offers[name]) for name in offers}
+        self.offer_columns = common(written)
+        self.types = common({**kinds, **self.pairs, **offers})
+        self.versions = common(dict(audience.versions))
 
-        def types_of(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, ColumnType]:
-            found = {name: known[name].type for name in sorted(wanted & columns.keys())}
-            types.update(found)
-            return found
+    def is_of(self, audience: Audience) -> bool:
+        """Whether an audience was read from the same profiles."""
+        names, offers, versions = self._audience
+        return (
+            audience.offer_columns is offers
+            and audience.versions is versions
+            and audience.columns.keys() == names
+        )
 
-        columns, pairs, offers = audience.columns, audience.pair_columns, audience.offer_columns
-        self._columns = _all_written(columns, types_of(columns))
-        self._pairs = {n: _rows(pairs[n], kind) for n, kind in types_of(pairs).items()}
-        written = {n: _written(offers[n], kind) for n, kind in types_of(offers).items()}
-        self._shared = {
-            "offer_columns": common(written),
-            "types": common(types),
-            "versions": common(dict(audience.versions)),
-        }
+
+def _layout(decisions: Decisions, keep: Collection[str], common: Callable[[Any], Any]) -> _Layout:
+    """The layout of these decisions' profiles, which is mostly that of the last ones."""
+    policy, audience = decisions.policy, decisions.audience
+    key = ("layout", *keep, common)
+    layout: _Layout | None = policy.notes.get(key)
+    if layout is None or not layout.is_of(audience):
+        wanted = {*policy.columns_read, *keep}
+        layout = _Layout(audience, decisions.catalogue.columns, wanted, common)
+        policy.notes[key] = layout
+    return layout
+
+
+class _Profiles:
+    """What is known of some customers, written down for all of them at once."""
+
+    def __init__(self, audience: Audience, layout: _Layout) -> None:
+        self._layout = layout
+        columns, pairs = audience.columns, audience.pair_columns
+        self._columns = _customers(columns, layout) if layout.names else None
+        self._pairs = {name: _rows(pairs[name], kind) for name, kind in layout.pairs.items()}
         self._propensity = _rows(audience.propensity, "number")
-        self._known = audience.known.tolist()
+        self._known: list[bool] = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
-        self._live = [audience.live.get(customer_id) for customer_id in audience.customer_ids]
+        self._ids, self._live = audience.customer_ids, audience.live
 
     def of(self, row: int) -> dict[str, Any]:
         """What is known of one of them."""
-        return {
+        shared, columns = self._layout, self._columns
+        profile = {
             "known": self._known[row],
             "as_of": self._as_of,
             "propensity": self._propensity[row],
-            "columns": {name: values[row] for name, values in self._columns.items()},
+            "columns": {}
+            if columns is None
+            else dict(zip(shared.names, columns[row], strict=True)),
             "pair_columns": {name: rows[row] for name, rows in self._pairs.items()},
-            **self._shared,
-            **({"live": dict(live)} if (live := self._live[row]) else {}),
+            "offer_columns": shared.offer_columns,
+            "types": shared.types,
+            "versions": shared.versions,
         }
+        live = self._live.get(self._ids[row]) if self._live else None
+        if live:
+            profile["live"] = dict(live)
+        return profile
+
+
+def _customers(columns: Mapping[str, npt.NDArray[Any]], layout: _Layout) -> list[tuple[Any, ...]]:
+    """The columns' values, one row for each customer."""
+    matrix = np.array([columns[name] for name in layout.numbers], dtype=np.float64)
+    numbers = _numbers(matrix).tolist()
+    others = [_written(columns[name], kind) for name, kind in layout.others.items()]
+    return list(zip(*numbers, *others, strict=True))
 
 
 def _contacts(decisions: Decisions) -> dict[int, list[dict[str, Any]]]:
     """The past events that some limit counted, by row; no other can have changed the decision."""
     at, past = decisions.situation, decisions.audience.contacts
-    moment = stamp(at.decided_at)
-    rows = contact.counted(decisions.policy.limits, past, channel=at.channel, decided_at=moment)
+    if not len(past.customer):
+        return {}
+    rows = decisions.policy.limits_on(at.channel).counted(past, stamp(at.decided_at))
     # A position of -1, for none, takes the last.
     offer_ids, channels = (*decisions.catalogue.offer_ids, None), (*past.channels, None)
     by_customer: dict[int, list[dict[str, Any]]] = {}
@@ -390,33 +434,30 @@ def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:
         texts = np.datetime_as_string(np.asarray(values, dtype="datetime64[us]"))
         return [None if text == "NaT" else text for text in texts.tolist()]
     if kind == "number":
-        values = np.asarray(values, dtype=np.float64)
-        return _numbers(values.tolist(), finite=bool(np.isfinite(values).all()))
-    return [_plain(v) for v in np.asarray(values, dtype=object).tolist()]
+        return _numbers(np.asarray(values, dtype=np.float64)).tolist()
+    items: list[Any] = np.asarray(values, dtype=object).tolist()
+    return items if _PLAIN.issuperset(map(type, items)) else [_plain(item) for item in items]
+
+
+# Types of values that JSON holds as they are.
+_PLAIN = frozenset((str, bool, type(None)))
 
 
 def _rows(values: npt.NDArray[Any], kind: ColumnType) -> list[list[Any]]:
     """The rows of a matrix as JSON holds them."""
     if kind == "number":
-        values = np.asarray(values, dtype=np.float64)
-        whole, rows = np.isfinite(values).all(axis=1).tolist(), values.tolist()
-        return [_numbers(row, finite=fine) for fine, row in zip(whole, rows, strict=True)]
+        return _numbers(np.asarray(values, dtype=np.float64)).tolist()
     return [_written(row, kind) for row in values]
 
 
-def _numbers(values: list[Any], *, finite: bool) -> list[Any]:
-    return values if finite else [v if math.isfinite(v) else _plain(v) for v in values]
-
-
-def _all_written(
-    columns: Mapping[str, npt.NDArray[Any]], types: Mapping[str, ColumnType]
-) -> dict[str, list[Any]]:
-    """Columns of equal length as JSON holds them, in the order of ``types``."""
-    numbers = [name for name, kind in types.items() if kind == "number"]
-    # One matrix is looked through faster than many short columns.
-    matrix = np.array([columns[name] for name in numbers], dtype=np.float64)
-    found = dict(zip(numbers, _rows(matrix, "number"), strict=True)) if numbers else {}
-    return {n: found[n] if n in found else _written(columns[n], types[n]) for n in types}
+def _numbers(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Numbers as JSON holds them."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    written = values.astype(object)
+    written[~finite] = [_plain(value) for value in values[~finite].tolist()]
+    return written
 
 
 def _plain(value: Any) -> Any:

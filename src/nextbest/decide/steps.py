@@ -158,8 +158,9 @@ class Steps:
         """What the policy maximises, customers × offers."""
         shape, formula = self.fates.shape, self.policy.objective
         read = {name: computed[name] for name in computed.keys() & formula.columns}
-        self.frame.add_pairs({name: np.broadcast_to(value, shape) for name, value in read.items()})
-        found = np.asarray(formula.term.run(self.frame.lookup(_EVERY)), dtype=np.float64)
+        pairs = {name: np.broadcast_to(value, shape) for name, value in read.items()}
+        get = self.frame.with_pairs(pairs).lookup(_EVERY)
+        found = np.asarray(formula.term.run(get), dtype=np.float64)
         return found if found.shape == shape else np.broadcast_to(found, shape)
 
     def _cost_ceiling(self, ceiling: b.Ceiling) -> Floats:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nextbest.decide import bound as b
 from nextbest.decide.frame import utc
 
-__all__ = ["SAME_FOR_ALL", "WORDS", "plain", "plain_list", "shown", "written_time"]
+__all__ = ["WORDS", "plain", "plain_list", "shown", "written_time"]
 
 # Why an offer is not made, where that is the same whatever the customer.
 WORDS = {
@@ -32,9 +32,6 @@ WORDS = {
     b.USED_UP: "its limit over all customers is used up",
     b.NO_CONTACT_LEFT: "the offers before it use up the contacts that a cap leaves",
 }
-
-# Fates whose reason is the same for every offer of a customer.
-SAME_FOR_ALL = frozenset(WORDS.keys() - {b.SCARCE}) | {b.NO_CONSENT}
 
 
 def written_time(moment: datetime) -> str:
@@ -58,10 +55,11 @@ def plain_list(values: npt.NDArray[Any]) -> list[Any]:
     """Many values as JSON can hold them, each as `plain` writes it."""
     if values.dtype.kind != "f":
         return [plain(value) for value in values]
+    finite = np.isfinite(values)
+    if not finite.all():
+        values = np.where(finite, values, None)
     items: list[Any] = values.tolist()
-    if np.isfinite(values).all():
-        return items
-    return [item if math.isfinite(item) else None for item in items]
+    return items
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import secrets
 import threading
 import time
@@ -317,11 +318,11 @@ class Decider:
         if any(_is_other(one, record) for one, record in zip(kept, made.records, strict=True)):
             return self._repeated(question, asked, kept)  # another server was first
         self._count(made.records)
-        answers = [dict(record.record["answer"]) for record in made.records]
+        answers = [msgspec.json.decode(record.answer_json) for record in made.records]
         if question.explain:
             for row, answer in enumerate(answers):
-                said = made.records[row].record["contributions"]
-                answer["trace"] = explained(made.decisions, row, said)
+                record = json.loads(made.records[row].record_json)
+                answer["trace"] = explained(made.decisions, row, record["contributions"])
         return answers
 
     # --- many questions at once --------------------------------------------------------------
@@ -414,7 +415,7 @@ class Decider:
                     answers.append((waiting, problem))
             else:
                 new.append(record)
-                answers.append((waiting, Told.of(record.record["answer"])))
+                answers.append((waiting, Told(record.decision_id, record.answer_json)))
         self._count(new)
         return answers
 

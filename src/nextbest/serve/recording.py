@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from nextbest.decide.engine import Decisions
-from nextbest.decide.frame import utc
-from nextbest.decide.inputs import Inputs
-from nextbest.decide.words import plain_list, written_time
+from nextbest.decide.inputs import Inputs, as_it_is, inputs_of
+from nextbest.decide.words import written_time
 from nextbest.serve.audience import Shaper
 from nextbest.serve.live import News
-from nextbest.serve.records import DecisionRecord, Stake
+from nextbest.serve.records import DecisionRecord, Stake, naive_utc
 
 if TYPE_CHECKING:
     from nextbest.serve.runtime import State
@@ -49,43 +49,50 @@ def records_of(
     batch : what all decisions of a batch have in common, so that it can leave out its own.
     """
     names = state.bundle.score_names
-    answers = _Answers(decisions, names, state.ignored_prices(decisions))
+    answers = _Answers(decisions, names, state.ignored_prices(decisions), _written)
     inputs = Inputs(decisions, names, _written)
     stakes = _Stakes(decisions)
-    decided_at, channel = utc(decisions.situation.decided_at), decisions.situation.channel
+    decided_at, channel = naive_utc(decisions.situation.decided_at), decisions.situation.channel
     records = []
     for row, filed in zip(range(len(decisions)) if rows is None else rows, asked, strict=True):
-        answer = answers.of(row)
+        made_from = inputs.of(row)
+        answer = answers.of(row, made_from)
+        answer_json = _ENCODER.encode(answer)
         record = {
             "request": filed.request,
-            "answer": answer,
+            "answer": msgspec.Raw(answer_json),
             "selection": decisions.selection(row),
-            "inputs": inputs.of(row),
+            "inputs": made_from,
         }
         if filed.request.get("explain"):
             live = decisions.audience.live.get(answer["customer_id"])
             record["contributions"] = contributions_of(state.shaper, answer, live)
+        made = answer["offers"]
         records.append(
             DecisionRecord(
-                decision_id=answer["decision_id"],
-                customer_id=answer["customer_id"],
-                decided_at=decided_at,
-                channel=channel,
-                arm=answer["arm"],
-                offer_ids=tuple([offer["offer_id"] for offer in answer["offers"]]),
-                record=record,
-                request_hash=filed.request_hash,
-                idempotency_key=filed.idempotency_key,
-                stakes=stakes.of(row, answer["offers"]),
-                batch=batch,
+                answer["decision_id"],
+                answer["customer_id"],
+                decided_at,
+                channel,
+                answer["arm"],
+                tuple([offer["offer_id"] for offer in made]),
+                _ENCODER.encode(record).decode(),
+                filed.request_hash,
+                filed.idempotency_key,
+                stakes.of(row, made),
+                batch,
+                answer_json,
             )
         )
     return records
 
 
+_ENCODER = msgspec.json.Encoder()
+
+
 def _written(value: Any) -> msgspec.Raw:
     """What many records share, as JSON."""
-    return msgspec.Raw(msgspec.json.encode(value))
+    return msgspec.Raw(_ENCODER.encode(value))
 
 
 class _Stakes:
@@ -93,24 +100,32 @@ class _Stakes:
 
     def __init__(self, decisions: Decisions) -> None:
         self._offers = decisions.catalogue.catalogue.offers
-        self._at = utc(decisions.situation.decided_at)
+        self._at = naive_utc(decisions.situation.decided_at)
+        self._ends: dict[int | None, datetime | None] = {None: None}
         self._chosen: list[list[int]] = decisions.chosen.tolist()
-        self._ignored = [plain_list(losses) for losses in decisions.losses.ignored.T]
-        self._answered = [plain_list(losses) for losses in decisions.losses.answered.T]
+        losses = decisions.losses
+        self._losses = losses.ignored.tolist(), losses.answered.tolist()
 
     def of(self, row: int, made: Sequence[Mapping[str, Any]]) -> tuple[Stake, ...]:
         """What is kept of the offers made to one customer."""
+        ignored, answered = self._losses
         stakes = []
         for slot, offer in enumerate(made):
-            days = self._offers[self._chosen[row][slot]].response_window_days
-            stake = Stake(
-                propensity=offer["propensity"],
-                window_ends_at=None if days is None else self._at + timedelta(days=days),
-                loss_if_ignored=self._ignored[slot][row],
-                loss_if_answered=self._answered[slot][row],
-            )
-            stakes.append(stake)
+            losses = _known(ignored[row][slot]), _known(answered[row][slot])
+            ends_at = self._end(self._chosen[row][slot])
+            stakes.append(Stake(offer["propensity"], ends_at, *losses))
         return tuple(stakes)
+
+    def _end(self, offer: int) -> datetime | None:
+        """Until when a response to an offer counts."""
+        days = self._offers[offer].response_window_days
+        if days not in self._ends:
+            self._ends[days] = self._at + timedelta(days=days)
+        return self._ends[days]
+
+
+def _known(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def answer_of(
@@ -123,25 +138,28 @@ def answer_of(
     scores : names of the scores to tell.
     prices_ignored : why stored scarcity prices did not decide, where there were any.
     """
-    return _Answers(decisions, scores, prices_ignored).of(row)
+    made_from = inputs_of(decisions, row, scores)
+    return _Answers(decisions, scores, prices_ignored).of(row, made_from)
 
 
 class _Answers:
-    """The answers to all customers of some decisions; what they share is looked up once."""
+    """The answers to all customers of some decisions; what they share is looked up once.
+
+    ``common`` is as in `Inputs`.
+    """
 
     def __init__(
-        self, decisions: Decisions, scores: Sequence[str], prices_ignored: str | None
+        self,
+        decisions: Decisions,
+        scores: Sequence[str],
+        prices_ignored: str | None,
+        common: Callable[[Any], Any] = as_it_is,
     ) -> None:
-        audience = decisions.audience
-        columns = audience.columns
-        as_of = audience.as_of
-        self._decisions = decisions
-        self._scores = {
-            name: plain_list(columns[name]) if name in columns else [None] * len(decisions)
-            for name in scores
-        }
-        self._ignored = {} if prices_ignored is None else {"prices_ignored": prices_ignored}
-        self._versions = {
+        audience, as_of = decisions.audience, decisions.audience.as_of
+        self._said, self._names = decisions.answers, scores
+        self._channel = decisions.situation.channel
+        self._ignored = prices_ignored
+        versions = {
             "models": audience.versions["models"],
             "bundle": audience.versions["bundle"],
             "profiles_as_of": None if as_of is None else written_time(as_of),
@@ -149,24 +167,32 @@ class _Answers:
             "policy": decisions.policy.policy.content_hash,
             **_prices_version(decisions),
         }
+        self._versions = common(versions)
 
-    def of(self, row: int) -> dict[str, Any]:
-        """The answer to one of them."""
-        said = self._decisions.answer(row)
-        return {
+    def of(self, row: int, made_from: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one of them; ``made_from`` are its inputs, which hold the scores."""
+        said, known = self._said.of(row), made_from["profile"]["columns"]
+        answer = {
             "decision_id": said["decision_id"],
             "customer_id": said["customer_id"],
             "decided_at": said["decided_at"],
-            "channel": self._decisions.situation.channel,
+            "channel": self._channel,
             "arm": said["arm"],
             "fallback": not said["known_customer"],
             "profile_stale": said["profile_stale"],
             "offers": said["offers"],
             "no_offer_reasons": said["no_offer_reasons"],
-            "scores": {name: values[row] for name, values in self._scores.items()},
-            **self._ignored,
+            "scores": {name: _score(known.get(name)) for name in self._names},
             "versions": self._versions,
         }
+        if self._ignored is not None:
+            answer["prices_ignored"] = self._ignored
+        return answer
+
+
+def _score(value: float | str | None) -> float | None:
+    # The inputs write an infinity as a text.
+    return None if isinstance(value, str) else value
 
 
 def _prices_version(decisions: Decisions) -> dict[str, str]:

@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -40,8 +41,7 @@ def naive_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-@dataclass(frozen=True)
-class Stake:
+class Stake(NamedTuple):
     """What was expected of one contact, and what it costs if it was a try; None where unknown.
 
     Parameters
@@ -57,23 +57,17 @@ class Stake:
     loss_if_ignored: float | None = None
     loss_if_answered: float | None = None
 
-    def row(self) -> tuple[Any, ...]:
-        """Return the last columns of the contact log, in their order."""
-        ends = self.window_ends_at
-        return (
-            self.propensity,
-            None if ends is None else naive_utc(ends),
-            self.loss_if_ignored,
-            self.loss_if_answered,
-        )
 
+class DecisionRecord(NamedTuple):
+    """One decision to keep: who, when, which offers by rank, and ``record`` in full.
 
-@dataclass(frozen=True)
-class DecisionRecord:
-    """One decision to keep: who, when, which offers by rank, and ``record`` (JSON-able) in full.
-
-    ``stakes`` has one for each offer, or none at all; ``batch`` is what all decisions of a batch
-    share, None for those made online.
+    Parameters
+    ----------
+    record: as JSON text, or what is to be written as JSON.
+    stakes: one for each offer, or none at all.
+    batch: what all decisions of a batch share, None for those made online.
+    answer_json: the answer that ``record`` holds, as JSON for the caller; empty where it holds
+        none.
     """
 
     decision_id: str
@@ -82,11 +76,19 @@ class DecisionRecord:
     channel: str
     arm: str
     offer_ids: tuple[str, ...]
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] | str
     request_hash: str
     idempotency_key: str | None = None
     stakes: tuple[Stake, ...] = ()
     batch: str | None = None
+    answer_json: bytes = b""
+
+    @property
+    def record_json(self) -> str:
+        """``record`` as JSON text."""
+        if isinstance(self.record, str):
+            return self.record
+        return msgspec.json.encode(self.record).decode()
 
     def row(self) -> tuple[Any, ...]:
         """Return the columns of the decision's table, in their order."""
@@ -98,7 +100,7 @@ class DecisionRecord:
             self.arm,
             self.idempotency_key,
             self.request_hash,
-            msgspec.json.encode(self.record).decode(),
+            self.record_json,
         )
 
     def contact_rows(self) -> list[tuple[Any, ...]]:
@@ -114,22 +116,32 @@ class DecisionRecord:
                 self.channel,
                 at,
                 self.batch,
-                *stake.row(),
+                propensity,
+                None if ends_at is None else naive_utc(ends_at),
+                loss_if_ignored,
+                loss_if_answered,
             )
-            for rank, (offer_id, stake) in enumerate(
-                zip(self.offer_ids, stakes, strict=True), start=1
-            )
+            for rank, (
+                offer_id,
+                (propensity, ends_at, loss_if_ignored, loss_if_answered),
+            ) in enumerate(zip(self.offer_ids, stakes, strict=True), start=1)
         ]
 
 
 @dataclass(frozen=True)
 class StoredDecision:
-    """A decision as the store holds it."""
+    """A decision as the store holds it: its record is JSON text, read when somebody asks."""
 
     decision_id: str
     customer_id: str
     request_hash: str
-    record: Mapping[str, Any]
+    record_json: str
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """The record in full."""
+        read: Mapping[str, Any] = json.loads(self.record_json)
+        return read
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -57,7 +56,7 @@ _BY_KEYS = sa.select(
 def as_stored(record: DecisionRecord) -> StoredDecision:
     """Return a decision as the store holds it once it is kept."""
     return StoredDecision(
-        record.decision_id, record.customer_id, record.request_hash, record.record
+        record.decision_id, record.customer_id, record.request_hash, record.record_json
     )
 
 
@@ -157,4 +156,4 @@ def stored(row: Any) -> StoredDecision:
 
 
 def _stored(decision_id: str, customer_id: str, request_hash: str, record: str) -> StoredDecision:
-    return StoredDecision(decision_id, customer_id, request_hash, json.loads(record))
+    return StoredDecision(decision_id, customer_id, request_hash, record)
