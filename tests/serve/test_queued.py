@@ -61,6 +61,7 @@ def test_a_decision_is_answered_before_it_is_on_disk(store: Store, path: Path) -
     [
         lambda store: len(store.history(["7"])[0].at) == 2,
         lambda store: len(store.history(None)[0].at) == 2,
+        lambda store: len(store.past(["7"], None)[0].at) == 2,
         lambda store: store.chosen(["d1"])["d1"][0] == "7",
         lambda store: store.decision("d1") is not None,
         lambda store: store.request_hashes(["d1"]) == {"d1": "h"},

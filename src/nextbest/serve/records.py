@@ -25,6 +25,7 @@ __all__ = [
     "Outcomes",
     "Person",
     "ReportStatus",
+    "Seen",
     "Stake",
     "StoredDecision",
     "Tally",
@@ -96,6 +97,7 @@ class DecisionRecord:
             naive_utc(self.decided_at),
             self.channel,
             self.arm,
+            len(self.offer_ids),
             self.idempotency_key,
             self.request_hash,
             msgspec.json.encode(self.record).decode(),
@@ -120,6 +122,20 @@ class DecisionRecord:
                 zip(self.offer_ids, stakes, strict=True), start=1
             )
         ]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was known of customers when it was decided for them.
+
+    Parameters
+    ----------
+    rows: number of contacts and outcomes of each.
+    moment: of the store, from before they were read; None where it knows none.
+    """
+
+    rows: Mapping[str, int]
+    moment: int | None = None
 
 
 @dataclass(frozen=True)
