@@ -146,12 +146,14 @@ def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any,
 
 
 def _portions(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """Yield rows by powers of two, so that few statements are prepared."""
-    start = 0
-    while start < len(rows):
-        size = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-        yield rows[start : start + size]
-        start += size
+    """Yield rows by powers of two, so that few statements are prepared.
+
+    The last is filled up with a row that is in it: it is inserted once all the same.
+    """
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        size = 1 << (len(part) - 1).bit_length()
+        yield [*part, *part[-1:] * (size - len(part))]
 
 
 @cache
