@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import new_database
 from fastapi.testclient import TestClient
 from shop import POLICY
 
 from nextbest.serve import decisions
 from nextbest.serve.api import create_app
-from nextbest.serve.records import Contacts, DecisionRecord, Events, Outcomes
+from nextbest.serve.records import Contacts, DecisionRecord, Events, Outcomes, Seen
 from nextbest.serve.runtime import open_store
 from nextbest.serve.store import HistoryChangedError, Store
 from nextbest.serve.store.decisions import keep
@@ -137,7 +136,7 @@ def raced(
 
     def past(
         store: Store, ids: Sequence[str] | None, since: datetime | None
-    ) -> tuple[Contacts, Outcomes, Events]:
+    ) -> tuple[Contacts, Outcomes, Events, int | None]:
         if before_reading:
             other.decides()
         found = read(store, ids, since)
@@ -190,11 +189,11 @@ def record(number: int, customer_id: str) -> DecisionRecord:
 
 def test_the_store_keeps_nothing_of_a_decision_that_was_overtaken(url: str) -> None:
     store = Store(url)
-    store.record_decisions([record(1, "c01")], {"c01": 0})
+    store.record_decisions([record(1, "c01")], Seen({"c01": 0}))
     with pytest.raises(HistoryChangedError):
-        store.record_decisions([record(2, "c02"), record(3, "c01")], {"c02": 0, "c01": 0})
+        store.record_decisions([record(2, "c02"), record(3, "c01")], Seen({"c02": 0, "c01": 0}))
     assert store.decision("d2") is None and store.decision("d3") is None
-    store.record_decisions([record(4, "c02"), record(5, "c01")], {"c02": 0, "c01": 1})
+    store.record_decisions([record(4, "c02"), record(5, "c01")], Seen({"c02": 0, "c01": 1}))
     assert len(store.history(None)[0].at) == 3
     store.close()
 
@@ -206,7 +205,7 @@ def test_who_decides_waits_for_a_contact_that_is_being_written(url: str) -> None
         with one._database.transaction() as connection:
             one._database.lock(connection, ["c01"])
             keep(connection, [record(1, "c01")], [record(1, "c01").row()])
-            waiting = pool.submit(other.record_decisions, [record(2, "c01")], {"c01": 0})
+            waiting = pool.submit(other.record_decisions, [record(2, "c01")], Seen({"c01": 0}))
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
         assert isinstance(waiting.exception(), HistoryChangedError)
@@ -218,7 +217,7 @@ def test_who_decides_waits_for_a_contact_that_is_being_written(url: str) -> None
 RACE = """
 import sys
 from datetime import datetime
-from nextbest.serve.records import DecisionRecord
+from nextbest.serve.records import DecisionRecord, Seen
 from nextbest.serve.store import HistoryChangedError, Store
 
 url, name = sys.argv[1:]
@@ -228,7 +227,7 @@ sys.stdin.readline()
 while True:
     turn += 1
     group = [f"c{(turn + step) % 3}" for step in range(2)][:: 1 if turn % 2 else -1]
-    contacts, _ = store.history(group)
+    contacts, _, _, moment = store.past(group, None)
     seen = {customer: contacts.customer_ids.count(customer) for customer in group}
     if min(seen.values()) == 25:
         break
@@ -238,19 +237,15 @@ while True:
         if n < 25
     ]
     try:
-        store.record_decisions(records, seen)
+        store.record_decisions(records, Seen(seen, moment))
     except HistoryChangedError:
         pass
 store.close()
 """
 
 
-def test_processes_that_race_for_the_same_customers_each_see_what_was_before(postgres: Any) -> None:
-    """Groups of customers that overlap, in two orders: no contact is missed, nobody is stuck.
-
-    SQLite has one writer at a time, so that there is nothing to race for.
-    """
-    url = new_database(postgres)
+def test_processes_that_race_for_the_same_customers_each_see_what_was_before(url: str) -> None:
+    """Groups of customers that overlap, in two orders: no contact is missed, nobody is stuck."""
     Store(url).close()
     racers = [
         subprocess.Popen(

@@ -204,7 +204,7 @@ def test_a_disk_that_turns_read_only_is_refused_until_it_is_not(tmp_path: Path) 
     """What SQLite says then, said by a setting of its own; it is kept per connection."""
     store = Store.at(tmp_path / "store.db")
     for mode in ("ON", "OFF"):
-        with store._engine.connect() as connection:
+        with store._database.transaction() as connection:
             connection.exec_driver_sql(f"PRAGMA query_only={mode}")
         if mode == "ON":
             with pytest.raises(StoreError, match=r"cannot be written.*readonly"):

@@ -96,7 +96,7 @@ def test_the_same_rows_are_read(
             through_sqlalchemy(connection, table, rows)
         # Of whom there is something, and of whom there is not.
         people = [*wanted, *(row[2] for row in contacts + told), made[0][1], done[0][1]]
-        keys = [*wanted, *(row[5] for row in made if row[5] is not None)]
+        keys = [*wanted, *(row[6] for row in made if row[6] is not None)]
         for query, values, more in (
             (history._CONTACTS_WITH, people, {}),
             (history._OUTCOMES_OF, people, {}),

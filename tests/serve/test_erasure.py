@@ -28,6 +28,7 @@ from nextbest.serve.replay import replay
 from nextbest.serve.runtime import Runtime, load_state, open_store
 from nextbest.serve.schemas import ErasureAnswer, ExportAnswer
 from nextbest.serve.store import Store
+from nextbest.serve.store.erasure import _PERSONAL, _about, _decisions_of
 from nextbest.serve.store.tables import METADATA
 from nextbest.serve.telemetry import Metrics
 
@@ -299,6 +300,17 @@ def test_any_database_erases_and_exports_alike(url: str) -> None:
     assert stores[1].erased_decision("d0") is not None, "why a decision is gone stays known"
     for store in stores:
         store.close()
+
+
+def test_finding_a_person_reads_no_row_of_others(tmp_path: Path) -> None:
+    store = Store.at(tmp_path / "store.db")
+    with store._database.read() as connection:
+        for query in (_decisions_of(WHO), *(_about(table, WHO) for table in _PERSONAL.values())):
+            text = query.compile(connection, compile_kwargs={"literal_binds": True})
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all()
+            steps = [step for *_, step in plan if step.startswith(("SCAN", "SEARCH"))]
+            assert steps and all("USING" in step and "SCAN" not in step for step in steps), steps
+    store.close()
 
 
 def test_the_salt_makes_the_same_person_another_hash_in_another_store(tmp_path: Path) -> None:

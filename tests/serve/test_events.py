@@ -172,7 +172,7 @@ def test_the_store_gives_events_of_a_customer_from_a_moment_on(url: str) -> None
             "duplicate", "conflict", "duplicate",
         ]  # fmt: skip
         assert store.record_events([]) == []
-        contacts, outcomes, events = store.past(["a", "nobody"], at)
+        contacts, outcomes, events, _ = store.past(["a", "nobody"], at)
         assert (contacts, outcomes) == store.history(["a", "nobody"])
         assert events.event_ids == ("e3", "e1", "e5")
         assert events.at[-1] == datetime(2020, 3, 1, 9)

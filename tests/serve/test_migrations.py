@@ -17,24 +17,28 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from nextbest.errors import StoreError
-from nextbest.serve.records import ApiKey, Contacts
+from nextbest.serve.audit import Change
+from nextbest.serve.records import ApiKey, Contacts, DecisionRecord
 from nextbest.serve.store import Store
 from nextbest.serve.store.database import Database
 from nextbest.serve.store.migrations import config, upgrade
 from nextbest.serve.store.tables import METADATA, SCHEMA_VERSION, revision
 
-VERSION_2 = Path(__file__).with_name("version_2.sql")
+EARLIER = {number: Path(__file__).with_name(f"version_{number}.sql") for number in (2, 3)}
 AT = datetime(2017, 12, 10, 9, 30)
+
+
+def left_by(version: int, path: Path) -> Path:
+    """A store with data, as a nextbest of this version left it."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript(EARLIER[version].read_text())
+    connection.close()
+    return path
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A store with data, as the first nextbest left it."""
-    path = tmp_path / "store.db"
-    with sqlite3.connect(path) as connection:
-        connection.executescript(VERSION_2.read_text())
-    connection.close()
-    return path
+    return left_by(2, tmp_path / "store.db")
 
 
 def difference(connection: sa.Connection) -> list[object]:
@@ -60,7 +64,9 @@ def assert_everything_is_there(path: Path) -> None:
     store.close()
 
 
-def test_a_store_of_version_2_is_upgraded_with_its_data(old: Path) -> None:
+@pytest.mark.parametrize("version", EARLIER)
+def test_an_earlier_store_is_upgraded_with_its_data(version: int, tmp_path: Path) -> None:
+    old = left_by(version, tmp_path / "store.db")
     assert_everything_is_there(old)
     assert_everything_is_there(old)  # and is then simply opened
     with sqlite3.connect(old) as connection:
@@ -69,9 +75,10 @@ def test_a_store_of_version_2_is_upgraded_with_its_data(old: Path) -> None:
         ]
 
 
-def test_an_upgraded_store_is_what_a_new_one_is(old: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", EARLIER)
+def test_an_upgraded_store_is_what_a_new_one_is(version: int, tmp_path: Path) -> None:
     columns = []
-    for path in (old, tmp_path / "new.db"):
+    for path in (left_by(version, tmp_path / "store.db"), tmp_path / "new.db"):
         store = Store.at(path)
         with store._engine.connect() as connection:
             assert difference(connection) == []
@@ -92,6 +99,30 @@ def test_an_upgraded_store_is_what_a_new_one_is(old: Path, tmp_path: Path) -> No
             )
         store.close()
     assert columns[0] == columns[1]
+
+
+def test_a_person_is_found_in_rows_of_an_earlier_version(tmp_path: Path) -> None:
+    """Also in those that a process which still runs writes after the upgrade; and nobody else."""
+    path = left_by(3, tmp_path / "store.db")
+    store = Store.at(path)
+    names = "decision_id, customer_id, decided_at, channel, arm, request_hash, record"
+    with sqlite3.connect(path) as running:
+        for number, customer in ((4, "7"), (5, "8")):
+            running.execute(
+                f"INSERT INTO decisions ({names}) VALUES (?, ?, ?, 'email', 'a', 'h', '{{}}')",
+                (f"d{number}", customer, f"{AT}.000000"),
+            )
+    running.close()
+    for number, offers in ((6, ()), (7, ("a",))):
+        made = DecisionRecord(f"d{number}", "7", AT, "email", "policy", offers, {}, "h")
+        store.record_decisions([made])
+    found = store.person("7")
+    assert sorted(one.decision_id for one in found.decisions) == ["d1", "d2", "d4", "d6", "d7"]
+    removed, *_ = store.erase("7", Change("user test", "erase", "one customer", {}))
+    assert removed == {"decisions": 5, "contacts": 3, "outcomes": 1, "events": 0}
+    assert not store.person("7")
+    assert [one.decision_id for one in store.person("8").decisions] == ["d5", "d3"]
+    store.close()
 
 
 def test_the_migrations_alone_make_what_the_metadata_says(url: str) -> None:

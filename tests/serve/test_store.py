@@ -294,12 +294,12 @@ def test_a_full_disk_is_refused_and_recovers_without_a_restart(path: Path) -> No
     with store._engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
     # SQLite's own limit raises the very error of a full disk; it is kept per connection.
-    with store._engine.connect() as connection:
+    with store._database.transaction() as connection:
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
     with pytest.raises(StoreError, match="full"):
         store.record_decisions([decision(record={"big": "x" * 200_000})])
     assert store.decision("d1") is None
-    with store._engine.connect() as connection:
+    with store._database.transaction() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count=1000000")
     store.record_decisions([decision(record={"big": "x" * 200_000})])
     assert store.decision("d1") is not None

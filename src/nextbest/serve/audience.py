@@ -20,7 +20,7 @@ from nextbest.decide.words import plain
 from nextbest.learn.scorer import FoldedOffers
 from nextbest.serve.bundle import Bundle
 from nextbest.serve.live import Heard, News, Overlay
-from nextbest.serve.records import Contacts, Erased, Events, Outcomes
+from nextbest.serve.records import Contacts, Erased, Events, Outcomes, Seen
 from nextbest.serve.store import Store
 
 __all__ = ["ANSWERS", "Past", "Shaper", "known_columns", "past_of"]
@@ -67,17 +67,19 @@ def known_columns(bundle: Bundle) -> dict[str, Column]:
 class Past:
     """What the store knew, at one moment, of contacts with some customers and of their answers.
 
-    ``events`` are those since the last refresh, where profiles follow them.
+    ``events`` are those since the last refresh, where profiles follow them; ``moment`` is from
+    before they were read, by the store.
     """
 
     contacts: Contacts = field(default_factory=Contacts)
     outcomes: Outcomes = field(default_factory=Outcomes)
     events: Events = field(default_factory=Events)
+    moment: int | None = None
 
-    def rows(self, customer_ids: Sequence[str]) -> dict[str, int]:
+    def rows(self, customer_ids: Sequence[str]) -> Seen:
         """How many contacts and outcomes there were of each customer, for `record_decisions`."""
         found = Counter(self.contacts.customer_ids) + Counter(self.outcomes.customer_ids)
-        return {customer_id: found[customer_id] for customer_id in customer_ids}
+        return Seen({customer_id: found[customer_id] for customer_id in customer_ids}, self.moment)
 
     def without(self, decision_ids: Collection[str]) -> Past:
         """The same without some decisions and what came of them."""

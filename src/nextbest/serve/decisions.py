@@ -30,7 +30,7 @@ from nextbest.serve.line import Line, Served, Turns, Waiting
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.question import DecisionQuestion
 from nextbest.serve.recording import Filed, explained, records_of
-from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.records import DecisionRecord, Seen, StoredDecision
 from nextbest.serve.replay import trace_of
 from nextbest.serve.runtime import Runtime, State
 from nextbest.serve.schemas import BatchRequest
@@ -199,7 +199,7 @@ class _Made:
     state: State
     decisions: Decisions
     records: Sequence[DecisionRecord]
-    seen: Mapping[str, int] | None
+    seen: Seen | None
 
 
 class Decider:

@@ -26,6 +26,7 @@ __all__ = [
     "Outcomes",
     "Person",
     "ReportStatus",
+    "Seen",
     "Stake",
     "StoredDecision",
     "Tally",
@@ -98,6 +99,7 @@ class DecisionRecord(NamedTuple):
             naive_utc(self.decided_at),
             self.channel,
             self.arm,
+            len(self.offer_ids),
             self.idempotency_key,
             self.request_hash,
             self.record_json,
@@ -126,6 +128,20 @@ class DecisionRecord(NamedTuple):
                 (propensity, ends_at, loss_if_ignored, loss_if_answered),
             ) in enumerate(zip(self.offer_ids, stakes, strict=True), start=1)
         ]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was known of customers when it was decided for them.
+
+    Parameters
+    ----------
+    rows: number of contacts and outcomes of each.
+    moment: of the store, from before they were read; None where it knows none.
+    """
+
+    rows: Mapping[str, int]
+    moment: int | None = None
 
 
 @dataclass(frozen=True)

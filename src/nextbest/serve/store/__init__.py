@@ -32,6 +32,7 @@ from nextbest.serve.records import (
     Outcomes,
     Person,
     ReportStatus,
+    Seen,
     StoredDecision,
     Tally,
 )
@@ -57,6 +58,9 @@ from nextbest.serve.writer import GroupWriter, Refused, WriterClosedError, Write
 __all__ = ["HistoryChangedError", "Store", "TooLateError", "TooManyError"]
 
 BUSY_TIMEOUT_MS = 5_000
+# What is read of so many customers at once takes no longer than a decision for them; the writer
+# does not wait for more.
+FEW = 256
 
 T = TypeVar("T")
 
@@ -117,14 +121,14 @@ class Store:
     @property
     def is_file(self) -> bool:
         """Whether it is a file of this machine, which is read without waiting for anybody."""
-        return self._engine.dialect.name == "sqlite"
+        return self._database.is_file
 
     # --- decisions ---------------------------------------------------------------------------
 
     def record_decisions(
         self,
         records: Sequence[DecisionRecord],
-        seen: Mapping[str, int] | None = None,
+        seen: Seen | None = None,
         until: float | None = None,
     ) -> list[StoredDecision]:
         """Keep decisions, all or none, and return what the store now holds for each.
@@ -135,8 +139,8 @@ class Store:
 
         Parameters
         ----------
-        seen: number of rows (contacts and outcomes) that `history` gave for each customer. Where
-            another process has added one since, nothing is kept; None does not look.
+        seen: what `past` or `history` gave for each customer. Where somebody has added a row
+            since, nothing is kept; None does not look.
         until: by `time.monotonic`; what has not begun to be written by then is not kept.
 
         Raises
@@ -149,7 +153,7 @@ class Store:
     def submit_decisions(
         self,
         records: Sequence[DecisionRecord],
-        seen: Mapping[str, int] | None = None,
+        seen: Seen | None = None,
         until: float | None = None,
     ) -> Future[list[StoredDecision]]:
         """Hand decisions in without waiting: the future holds what `record_decisions` returns.
@@ -165,14 +169,19 @@ class Store:
         names = decisions.names_of(records)
         keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
         if not self._queued:
-            return self._submit(decisions.keeper(records, seen), names, until)
+            return self._submit(
+                decisions.keeper(records, seen, self._database.untouched_since), names, until
+            )
         with self._pending.changing:
             if not self._pending.takes(keys):
-                kept = self._submit(decisions.keeper(records, seen), names, until)
+                kept = self._submit(
+                    decisions.keeper(records, seen, self._database.untouched_since), names, until
+                )
                 kept.add_done_callback(self._tell_waited)
                 return kept
             # It is answered: it was made, whatever other processes have done meanwhile.
-            write = self._submit(decisions.keeper(records, None), names)
+            work = decisions.keeper(records, None, self._database.untouched_since)
+            write = self._submit(work, names)
             self._pending.add([*names, *(record.decision_id for record in records)], write)
         write.add_done_callback(lambda ended: self._tell_queued(records, ended))
         answered: Future[list[StoredDecision]] = Future()
@@ -217,14 +226,19 @@ class Store:
 
     def past(
         self, customer_ids: Sequence[str] | None, events_since: datetime | None
-    ) -> tuple[Contacts, Outcomes, Events]:
-        """Return `history`, and events from a moment on (None: no events), in one read."""
+    ) -> tuple[Contacts, Outcomes, Events, int | None]:
+        """Return `history`, events from a moment on (None: no events), and when that was read.
+
+        The last is for `Seen`.
+        """
         self._pending.wait(customer_ids)
-        with self._database.read() as connection:
+        moment = self._database.moment
+        few = customer_ids is not None and len(customer_ids) <= FEW
+        with self._database.glance() if few else self._database.read() as connection:
             told = history.history(connection, customer_ids)
             if events_since is None:
-                return *told, Events()
-            return *told, events.since(connection, customer_ids, events_since)
+                return *told, Events(), moment
+            return *told, events.since(connection, customer_ids, events_since), moment
 
     def tallies(
         self,

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, S
 from nextbest.errors import StoreError
 from nextbest.serve.store import driver
 from nextbest.serve.store.faults import TooLateError
+from nextbest.serve.store.held import Held
 from nextbest.serve.store.rows import BACKENDS
 from nextbest.serve.writer import Ways, WriterLateError
 
@@ -32,10 +33,9 @@ OVERWRITE_TIMEOUT_MS = 200
 POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 40, "hide_parameters": True}
 # Of the driver itself: the PRAGMAs of a new connection raise what SQLAlchemy has not wrapped.
 FAULTS = (SQLAlchemyError, sqlite3.Error)
-
-
-# Primary result codes; the rest of a code says more about it.
-_OF_THE_DISK = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+# Of new files. A decision's record fits into one page, and few bytes are written for what changes
+# beside it.
+PAGE_BYTES = 8_192
 # Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
 # for (6,400 by default), however many customers one transaction is about.
 _LOCK_SPACE = 0x6E6278
@@ -68,7 +68,7 @@ class Database:
                 self.engine = self._sqlite(parsed, busy_timeout_ms)
             else:
                 self.engine = _postgresql(parsed, busy_timeout_ms)
-            self._writing = self.engine.execution_options(nextbest_write=True)
+            self._held = Held(self.engine) if self.is_file else None
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise StoreError(
                 "store",
@@ -85,15 +85,41 @@ class Database:
         with (
             self.told("cannot be read"),
             self.engine.connect() as connection,
-            _letting_go(connection),
+            driver.letting_go(connection),
         ):
+            yield connection
+
+    @contextmanager
+    def glance(self) -> Iterator[sa.Connection]:
+        """Do the same for what takes no time, without the way to a connection of the pool."""
+        if self._held is not None:
+            with self.told("cannot be read"), self._held.read() as connection:
+                if connection is not None:
+                    yield connection
+                    return
+        with self.read() as connection:
             yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """Open a transaction to write in, which is on disk when it is left; faults are raw."""
-        with self._writing.begin() as connection, _letting_go(connection):
+        opened = self.engine.begin() if self._held is None else self._held.transaction()
+        with opened as connection:
             yield connection
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine, which is read without waiting for anybody."""
+        return self.engine.dialect.name == "sqlite"
+
+    @property
+    def moment(self) -> int | None:
+        """When what is read next is read, for `untouched_since`; None where nobody can tell."""
+        return None if self._held is None else self._held.moment
+
+    def untouched_since(self, moment: int | None) -> bool:
+        """Tell, in a transaction, whether nobody at all has written since; False if in doubt."""
+        return self._held is not None and moment is not None and self._held.untouched_since(moment)
 
     def lock(self, connection: sa.Connection, names: Iterable[str]) -> None:
         """Keep every other writer away from these names until the transaction ends.
@@ -102,7 +128,7 @@ class Database:
         same name wait for each other; all take their locks in one order, so that no two wait for
         each other.
         """
-        if connection.dialect.name != "postgresql":
+        if self.is_file:
             return
         keys = sorted({_stripe(name) for name in names})
         if keys:
@@ -121,7 +147,7 @@ class Database:
 
         Other databases do so in their own time, or when they are told to (``VACUUM``): False.
         """
-        if self.engine.dialect.name != "sqlite":
+        if not self.is_file:
             return False
         with self.told("cannot be written"):
             connection = self.engine.raw_connection()
@@ -167,6 +193,7 @@ class Database:
             connection.isolation_level = None
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
+            cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")
             _keep_a_journal_to_write_ahead(cursor, busy_timeout_ms)
             cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
@@ -176,14 +203,14 @@ class Database:
 
         @event.listens_for(engine, "begin")
         def _begin(connection: sa.Connection) -> None:
-            # A writer takes the lock at once: upgrading a read in mid-transaction can only fail.
-            write = connection.get_execution_options().get("nextbest_write", False)
-            with _letting_go(connection):
-                driver.of(connection).execute("BEGIN IMMEDIATE" if write else "BEGIN").close()
+            own = driver.of(connection)
+            if not own.in_transaction:  # or `Held` has begun one
+                with driver.letting_go(connection):
+                    own.execute("BEGIN").close()
 
         @event.listens_for(engine, "handle_error")
         def _let_go(context: sa.ExceptionContext) -> None:
-            if _is_of_the_disk(context.original_exception):
+            if driver.is_of_the_disk(context.original_exception):
                 # What was opened on a read-only disk stays read-only when the disk is not, also
                 # for connections to come, as long as one of a process is left.
                 context.is_disconnect = True
@@ -192,22 +219,6 @@ class Database:
                 engine.dispose()
 
         return engine
-
-
-@contextmanager
-def _letting_go(connection: sa.Connection) -> Iterator[None]:
-    """Do what `_let_go` does where SQLite's driver is asked directly (`driver`)."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if _is_of_the_disk(error):
-            connection.invalidate(error)
-            connection.engine.dispose()
-        raise
-
-
-def _is_of_the_disk(error: BaseException) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK
 
 
 def _keep_a_journal_to_write_ahead(cursor: Any, patience_ms: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from nextbest.serve.records import DecisionRecord, StoredDecision
+from nextbest.serve.records import DecisionRecord, Seen, StoredDecision
 from nextbest.serve.store.faults import HistoryChangedError
 from nextbest.serve.store.rows import WANTED, columns_of, insert_rows, rows_in
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
@@ -61,13 +61,20 @@ def as_stored(record: DecisionRecord) -> StoredDecision:
 
 
 def keeper(
-    records: Sequence[DecisionRecord], seen: Mapping[str, int] | None
+    records: Sequence[DecisionRecord],
+    seen: Seen | None,
+    untouched_since: Callable[[int | None], bool],
 ) -> Callable[[sa.Connection], list[StoredDecision] | Refused]:
-    """Return work for a writer: keep these decisions, unless more is known than was ``seen``."""
+    """Return work for a writer: keep these decisions, unless more is known than was ``seen``.
+
+    ``untouched_since`` tells whether it is certain that there is no more (`Database`).
+    """
     rows = [record.row() for record in records]
 
     def work(connection: sa.Connection) -> list[StoredDecision] | Refused:
-        if seen is not None and rows_about(connection, list(seen)) != Counter(seen):
+        if seen is None or untouched_since(seen.moment):
+            return keep(connection, records, rows)
+        if rows_about(connection, list(seen.rows)) != Counter(seen.rows):
             return Refused(HistoryChangedError())
         return keep(connection, records, rows)
 

@@ -13,17 +13,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-__all__ = ["IN_LIMIT", "as_moment", "as_text", "fetch", "insert", "is_sqlite", "moments", "of"]
+__all__ = [
+    "IN_LIMIT",
+    "as_moment",
+    "as_text",
+    "fetch",
+    "insert",
+    "is_of_the_disk",
+    "is_sqlite",
+    "letting_go",
+    "moments",
+    "of",
+]
 
 # SQLite allows 32,766 bound values in one statement, other databases fewer than 65,536; a statement
 # may name its list twice.
@@ -31,6 +42,8 @@ IN_LIMIT = 10_000
 # Each call of SQLite lets go of Python's lock, and somebody else may take it: rows go in together.
 ROWS_AT_ONCE = 64
 _DIALECT = sqlite.dialect()
+# Primary result codes; the rest of a code says more about it.
+_OF_THE_DISK = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,27 @@ def of(connection: sa.Connection) -> sqlite3.Connection:
     return cast(sqlite3.Connection, connection.connection.driver_connection)
 
 
+@contextmanager
+def letting_go(connection: sa.Connection) -> Iterator[None]:
+    """Let go of every connection where the driver itself meets a fault of the disk.
+
+    What SQLAlchemy meets it is told of by an event (`Database`).
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        if is_of_the_disk(error):
+            connection.invalidate(error)
+            connection.engine.dispose()
+        raise
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Tell whether the disk refuses, perhaps for as long as a connection is open."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK
+
+
+@lru_cache  # a group of decisions has one moment, or few
 def as_text(moment: datetime | None) -> str | None:
     """Return a moment (naive UTC) as SQLAlchemy keeps it in SQLite."""
     return None if moment is None else moment.isoformat(" ", "microseconds")
@@ -83,9 +117,10 @@ def fetch(
     bound.update(zip(select.wanted, wanted, strict=False))
     last = wanted[-1]
     values = [bound.get(name, last) for name in select.names]
-    if not connection.in_transaction():
+    own = of(connection)
+    if not own.in_transaction:
         connection.begin()  # all that is read on a connection is of one moment
-    with closing(of(connection).cursor()) as cursor:
+    with closing(own.cursor()) as cursor:
         return cursor.execute(select.text, values).fetchall()
 
 
@@ -111,12 +146,14 @@ def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any,
 
 
 def _portions(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """Yield rows by powers of two, so that few statements are prepared."""
-    start = 0
-    while start < len(rows):
-        size = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-        yield rows[start : start + size]
-        start += size
+    """Yield rows by powers of two, so that few statements are prepared.
+
+    The last is filled up with a row that is in it: it is inserted once all the same.
+    """
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        size = 1 << (len(part) - 1).bit_length()
+        yield [*part, *part[-1:] * (size - len(part))]
 
 
 @cache

@@ -16,8 +16,15 @@ import sqlalchemy as sa
 
 from nextbest.serve.records import Erased, Person
 from nextbest.serve.store import decisions
-from nextbest.serve.store.rows import insert_new, now
-from nextbest.serve.store.tables import CONTACTS, CUSTOMER_EVENTS, DECISIONS, ERASURES, OUTCOMES
+from nextbest.serve.store.rows import insert_new, now, portions
+from nextbest.serve.store.tables import (
+    CONTACTS,
+    CUSTOMER_EVENTS,
+    DECISIONS,
+    ERASURES,
+    OUTCOMES,
+    WITHOUT_OFFERS,
+)
 
 __all__ = ["erase", "erased", "erased_decision", "lift", "person"]
 
@@ -53,15 +60,20 @@ def erase(connection: sa.Connection, customer_id: str) -> dict[str, int]:
     if not known.salt:
         known = Erased(SALT + secrets.token_hex(16))
         _add(connection, [known.salt])
-    query = sa.select(DECISIONS.c.decision_id).where(DECISIONS.c.customer_id == customer_id)
-    gone = connection.execute(query).scalars().all()
+    # Before their contacts go, which most of them are found by.
+    gone = connection.execute(_decisions_of(customer_id)).scalars().all()
     _add(connection, [known.hash_of(customer_id), *(_of(known, one) for one in gone)])
-    return {
+    removed = {
         name: connection.execute(
             sa.delete(table).where(table.c.customer_id == customer_id)
         ).rowcount
         for name, table in _PERSONAL.items()
+        if table is not DECISIONS
     }
+    made = DECISIONS.c.decision_id
+    deletes = (sa.delete(DECISIONS).where(made.in_(some)) for some in portions(gone))
+    removed["decisions"] = sum(connection.execute(delete).rowcount for delete in deletes)
+    return removed
 
 
 def erased_decision(connection: sa.Connection, decision_id: str) -> datetime | None:
@@ -93,10 +105,18 @@ def _about(table: sa.Table, customer_id: str) -> sa.Select[Any]:
     times = [
         c for c in table.c if c.name in ("decided_at", "contacted_at", "occurred_at", "event_at")
     ]
-    return (
-        sa.select(table)
-        .where(table.c.customer_id == customer_id)
-        .order_by(*times, *table.primary_key)
+    query = sa.select(table).order_by(*times, *table.primary_key)
+    if table is DECISIONS:
+        return query.where(table.c.decision_id.in_(_decisions_of(customer_id)))
+    return query.where(table.c.customer_id == customer_id)
+
+
+def _decisions_of(customer_id: str) -> sa.CompoundSelect[Any]:
+    """All decisions about a person: those that chose offers are known by their contacts."""
+    made, told = DECISIONS.c, CONTACTS.c
+    return sa.union(
+        sa.select(made.decision_id).where(made.customer_id == customer_id, WITHOUT_OFFERS),
+        sa.select(told.decision_id).where(told.customer_id == customer_id),
     )
 
 

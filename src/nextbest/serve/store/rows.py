@@ -23,6 +23,7 @@ __all__ = [
     "insert_new",
     "insert_rows",
     "now",
+    "portions",
     "rows_in",
 ]
 
@@ -69,11 +70,11 @@ def columns_of(
 
     ``more`` are the values of its other parameters.
     """
-    portions = [values[start : start + IN_LIMIT] for start in range(0, len(values), IN_LIMIT)]
+    asked = portions(values)
     if driver.is_sqlite(connection):
-        rows = [row for some in portions for row in driver.fetch(connection, query, some, more)]
+        rows = [row for some in asked for row in driver.fetch(connection, query, some, more)]
         return driver.moments(query, columns(rows, _width(query)))
-    told = (connection.execute(query, {"wanted": some, **more}) for some in portions)
+    told = (connection.execute(query, {"wanted": some, **more}) for some in asked)
     return columns([row for some in told for row in some], _width(query))
 
 
@@ -89,8 +90,14 @@ def rows_in(
     if values is None:
         yield from connection.execute(query)
         return
+    for some in portions(values):
+        yield from connection.execute(query.where(column.in_(some)))
+
+
+def portions(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield values in as many parts as a database needs to accept them."""
     for start in range(0, len(values), IN_LIMIT):
-        yield from connection.execute(query.where(column.in_(values[start : start + IN_LIMIT])))
+        yield values[start : start + IN_LIMIT]
 
 
 @cache

@@ -1,7 +1,7 @@
 """How a store of an earlier version becomes one of today's, run by Alembic.
 
-Revisions are numbered like schema versions. They only add: a process of an earlier version that is
-still running goes on writing while a newer one has upgraded the store.
+Revisions are numbered like schema versions. They add, and take away indexes at most: a process of
+an earlier version that is still running goes on writing while a newer one has upgraded the store.
 """
 
 from __future__ import annotations
