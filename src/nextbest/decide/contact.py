@@ -33,6 +33,7 @@ __all__ = [
 
 Kind = Literal["contact", "acceptance", "refusal", "purchase"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_KIND_CODES: Mapping[str, int] = {kind: code for code, kind in enumerate(KINDS)}
 Scope = Literal["customer", "channel", "offer", "category", "exclusivity_group"]
 Period = Literal["day", "week", "month"]
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
@@ -84,7 +85,7 @@ class ContactHistory:
         rows = len(self.customer)
         if any(len(c) != rows for c in (self.offer, self.channel, self.time, self.kind)):
             raise DataError("contact history", "the columns differ in length")
-        if rows and np.any(self.customer[1:] < self.customer[:-1]):
+        if rows and (self.customer[1:] < self.customer[:-1]).any():
             raise DataError("contact history", "rows are out of order", expected="by customer")
 
     @classmethod
@@ -119,33 +120,31 @@ class ContactHistory:
         DataError: a kind of event that we do not know.
         """
         rows = {c: i for i, c in enumerate(customer_ids)}
-        offers = {o: i for i, o in enumerate(offer_ids)}
+        offers: Mapping[str | None, int] = {o: i for i, o in enumerate(offer_ids)}
         channels = tuple(sorted({c for c in channel if c is not None}))
-        codes = {c: i for i, c in enumerate(channels)}
-        kinds = {k: i for i, k in enumerate(KINDS)}
-        for name in dict.fromkeys(kind):
-            if name not in kinds:
-                raise DataError(
-                    "contact history",
-                    f'kind "{name}" is unknown',
-                    expected="one of " + ", ".join(KINDS),
-                    action=did_you_mean(name, KINDS),
-                )
-
-        def coded(values: Sequence[Any], known: Mapping[Any, int]) -> Ints:
-            return np.fromiter((known.get(v, -1) for v in values), dtype=np.int64)
-
-        customer = coded(customer_id, rows)
-        order = np.argsort(customer, kind="stable")
-        order = order[np.searchsorted(customer[order], 0) :]
-        return cls(
-            customer[order],
-            coded(offer_id, offers)[order],
-            coded(channel, codes)[order],
-            np.asarray(time, dtype="datetime64[us]")[order],
-            coded(kind, kinds)[order],
-            channels,
+        kinds = [_KIND_CODES.get(name, -1) for name in kind]
+        if -1 in kinds:
+            name = kind[kinds.index(-1)]
+            raise DataError(
+                "contact history",
+                f'kind "{name}" is unknown',
+                expected="one of " + ", ".join(KINDS),
+                action=did_you_mean(name, KINDS),
+            )
+        at: Mapping[str | None, int] = {c: i for i, c in enumerate(channels)}
+        customers = [rows.get(c, -1) for c in customer_id]
+        events = np.array(
+            [
+                customers,
+                [offers.get(o, -1) for o in offer_id],
+                [at.get(c, -1) for c in channel],
+                kinds,
+            ],
+            dtype=np.int64,
         )
+        order = events[0].argsort(kind="stable")[customers.count(-1) :]
+        events, moments = events[:, order], np.asarray(time, dtype="datetime64[us]")[order]
+        return cls(events[0], events[1], events[2], moments, events[3], channels)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> ContactHistory:
         """Keep the events of some customers, renumbered in the order given."""

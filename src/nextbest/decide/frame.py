@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Column, ColumnType, Lookup, Positions
 from nextbest.errors import DataError, UsageError
 
-__all__ = ["Audience", "Contexts", "Frame", "Situation", "stamp", "utc"]
+__all__ = ["Audience", "Columns", "Contexts", "Frame", "Situation", "stamp", "utc"]
 
 
 def utc(moment: datetime) -> datetime:
@@ -41,6 +41,53 @@ def _type_of(values: Any) -> ColumnType:
     # Booleans with gaps arrive as objects; the first value that is there tells them from texts.
     first = next((v for v in array.flat if v is not None), None) if kind == "O" else None
     return "boolean" if isinstance(first, bool) else "string"
+
+
+class Columns(Mapping[str, npt.NDArray[Any]]):
+    """Columns by name of one matrix, each decoded when it is first asked for.
+
+    A decision reads few of the columns that there are.
+
+    Parameters
+    ----------
+    names: of the k columns, in their order.
+    matrix: (..., k).
+    decoded: from a column's name and its numbers to its values.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        matrix: npt.NDArray[np.float64],
+        decoded: Callable[[str, npt.NDArray[np.float64]], npt.NDArray[Any]],
+    ) -> None:
+        self._names = names
+        self._matrix = matrix
+        self._decoded = decoded
+        self._found: dict[str, npt.NDArray[Any]] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every column."""
+        return self._matrix.shape[:-1]
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        found = self._found.get(name)
+        if found is None:
+            if name not in self._names:
+                raise KeyError(name)
+            values = self._matrix[..., self._names.index(name)]
+            found = self._found[name] = self._decoded(name, values)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from nextbest.data.profiles import Profiles
 from nextbest.decide.contact import ContactHistory, Kind
-from nextbest.decide.frame import Audience
+from nextbest.decide.frame import Audience, Columns
 from nextbest.decide.rules import Column, ColumnType
 from nextbest.decide.words import plain
 from nextbest.learn.scorer import FoldedOffers
@@ -76,8 +77,8 @@ class Past:
 
     def rows(self, customer_ids: Sequence[str]) -> dict[str, int]:
         """How many contacts and outcomes there were of each customer, for `record_decisions`."""
-        found = Counter(self.contacts.customer_ids) + Counter(self.outcomes.customer_ids)
-        return {customer_id: found[customer_id] for customer_id in customer_ids}
+        found = Counter(chain(self.contacts.customer_ids, self.outcomes.customer_ids))
+        return {customer_id: found.get(customer_id, 0) for customer_id in customer_ids}
 
     def without(self, decision_ids: Collection[str]) -> Past:
         """The same without some decisions and what came of them."""
@@ -205,6 +206,11 @@ class Shaper:
         return np.flatnonzero(self._places >= 0)
 
     @cached_property
+    def _in_order(self) -> bool:
+        """Whether the catalogue's offers are those of the profiles, in their order."""
+        return self.offer_ids == self.bundle.profiles.offer_ids
+
+    @cached_property
     def _folded(self) -> FoldedOffers:
         """What scoring can do once for these offers."""
         return self.bundle.offer_scorer.fold(self._offers[self._held])
@@ -294,22 +300,13 @@ class Shaper:
         rows = self.rows(customer_ids)
         known = rows >= 0
         customers, live = self._current(customer_ids, rows, news)
-        pairs = np.full((len(rows), len(self.offer_ids), len(profiles.pair_columns)), np.nan)
-        seen = np.flatnonzero(known)
-        held = self._held
-        if seen.size and held.size:
-            pairs[np.ix_(seen, held)] = profiles.pairs[np.ix_(rows[seen], self._places[held])]
+        seen = None if known.all() else known.nonzero()[0]
+        pairs = self._pairs(rows, seen)
         return Audience(
             customer_ids=customer_ids,
             known=known,
-            columns={
-                name: self._decoded(name, customers[:, j])
-                for j, name in enumerate(profiles.columns)
-            },
-            pair_columns={
-                name: self._decoded(name, pairs[:, :, j])
-                for j, name in enumerate(profiles.pair_columns)
-            },
+            columns=Columns(profiles.columns, customers, self._decoded),
+            pair_columns=Columns(profiles.pair_columns, pairs, self._decoded),
             propensity=self._propensity(customers, pairs, seen),
             offer_columns=self._offer_columns,
             contacts=contacts,
@@ -366,16 +363,33 @@ class Shaper:
         )
         return [vars(one) for one in found]
 
-    def _propensity(self, customers: Array, pairs: Array, seen: Rows) -> Array:
-        propensity = np.full(pairs.shape[:2], np.nan)
-        held = self._held
-        if not (seen.size and held.size):
-            return propensity
-        scorer = self.bundle.offer_scorer
-        if seen.size == len(customers) and held.size == len(self.offer_ids):
+    def _pairs(self, rows: Rows, seen: Rows | None) -> Array:
+        """Return the pair columns (n, m, k_p) of customers in some rows, NaN where unknown.
+
+        ``seen`` are the positions of those who are known; None where all are.
+        """
+        held = self.bundle.profiles.pairs
+        if seen is None and self._in_order:
+            return held.take(rows, axis=0)
+        pairs = np.full((len(rows), len(self.offer_ids), held.shape[2]), np.nan)
+        if seen is None:
+            seen = np.arange(len(rows))
+        if seen.size and self._held.size:
+            places = self._places[self._held]
+            pairs[seen[:, None], self._held] = held[rows[seen][:, None], places]
+        return pairs
+
+    def _propensity(self, customers: Array, pairs: Array, seen: Rows | None) -> Array:
+        """Return the (n, m) propensities, NaN where customer (not ``seen``) or offer is unknown."""
+        held, scorer = self._held, self.bundle.offer_scorer
+        if seen is None and held.size == len(self.offer_ids):
             return scorer.propensity(customers, self._folded, pairs)
-        cells = np.ix_(seen, held)
-        propensity[cells] = scorer.propensity(customers[seen], self._folded, pairs[cells])
+        propensity = np.full(pairs.shape[:2], np.nan)
+        if seen is None:
+            seen = np.arange(len(customers))
+        if seen.size and held.size:
+            cells = seen[:, None], held
+            propensity[cells] = scorer.propensity(customers[seen], self._folded, pairs[cells])
         return propensity
 
     def _decoded(self, name: str, values: Array) -> NDArray[Any]:
@@ -387,7 +401,7 @@ class Shaper:
 def _gather(matrix: Array, rows: Rows) -> Array:
     """Return the rows of a matrix, all unknown where the row is -1."""
     if rows.size and rows.min() >= 0:
-        return np.asarray(matrix[rows])
+        return matrix.take(rows, axis=0)
     gathered = np.full((len(rows), matrix.shape[1]), np.nan)
     gathered[rows >= 0] = matrix[rows[rows >= 0]]
     return gathered
