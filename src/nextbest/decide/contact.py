@@ -314,12 +314,16 @@ def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
     return groups[limit.scope]
 
 
+def _applying(limits: Sequence[Limit], channel: str) -> list[Limit]:
+    return [limit for limit in limits if limit.applies_to(channel)]
+
+
 class _Windows:
-    """What the limits of one channel count of the past: which events, and since when."""
+    """What limits count of the past in decisions on a channel: which events, and since when."""
 
     def __init__(self, limits: Sequence[Limit], channel: str) -> None:
-        self.limits = [limit for limit in limits if limit.applies_to(channel)]
-        kinds = [KINDS.index(limit.kind) for limit in self.limits]
+        self.limits = limits
+        kinds = [_KIND_CODES[limit.kind] for limit in self.limits]
         self._kinds = np.array(kinds, dtype=np.int64).reshape(-1, 1)
         lengths = [limit.length for limit in self.limits]
         self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
@@ -354,15 +358,17 @@ class ChannelLimits:
     def __init__(
         self, limits: Sequence[Limit], groups: Mapping[Scope, Ints], n_offers: int, channel: str
     ) -> None:
-        self._windows = _Windows(limits, channel)
-        self._limits = self._windows.limits
+        self._limits = _applying(limits, channel)
         self._pool = [_pools(limit, groups, n_offers) for limit in self._limits]
         # Every limit owns some columns of one table of counts: a column for each of its pools (or
         # one that stays empty), and behind those of all limits, for each exclusion, its offers'.
         sizes = [max(int(pool.max(initial=-1)) + 1, 1) for pool in self._pool]
         self._first = np.cumsum([0, *sizes])
         self._allowed = np.repeat([_allowed(limit) for limit in self._limits], sizes)
-        self._exclusions = [i for i, one in enumerate(self._limits) if one.form == "exclusion"]
+        exclusions = [i for i, one in enumerate(self._limits) if one.form == "exclusion"]
+        # An exclusion counts its events a second time, by offer.
+        counted_twice = [self._limits[i] for i in exclusions]
+        self._windows = _Windows([*self._limits, *counted_twice], channel)
         places = [
             _places(pool, int(first), everywhere=limit.scope in ("customer", "channel"))
             for limit, pool, first in zip(self._limits, self._pool, self._first, strict=False)
@@ -370,12 +376,14 @@ class ChannelLimits:
         self._pools = [slice(a, b) for a, b in pairwise(self._first.tolist())]
         self._width = int(self._first[-1])
         self._own: list[slice | None] = [None] * len(self._limits)
-        for i in self._exclusions:
+        for i in exclusions:
             self._own[i] = slice(self._width, self._width + n_offers)
             places.append(_places(np.arange(n_offers), self._width, everywhere=False))
             self._width += n_offers
-        # The column of an event, by limit (or exclusion) and offer; the last is for no offer.
-        self._columns = np.array(places, dtype=np.int64).reshape(-1, n_offers + 1)
+        # The column of an event, by limit (or exclusion) and offer; the last is for no offer. What
+        # does not count goes to a column behind all others.
+        columns = np.array(places, dtype=np.int64).reshape(-1, n_offers + 1)
+        self._columns = np.where(columns < 0, self._width, columns)
 
     def count(
         self, history: ContactHistory, n_customers: int, decided_at: np.datetime64
@@ -396,16 +404,13 @@ class ChannelLimits:
 
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
         if not len(history.customer):
-            return np.zeros((n_customers, self._width), dtype=np.int64)
+            return np.zeros((n_customers, self._width + 1), dtype=np.int64)
         inside = self._windows.inside(history, decided_at)
-        if self._exclusions:
-            inside = np.concatenate([inside, inside[self._exclusions]])
-        limit, event = inside.nonzero()
-        column = self._columns[limit, history.offer[event]]
-        cell = history.customer[event] * self._width + column
-        size = n_customers * self._width
-        counted: Ints = np.bincount(cell[column >= 0], minlength=size).astype(np.int64, copy=False)
-        return counted.reshape(n_customers, self._width)
+        width = self._width + 1
+        cells = self._columns.take(history.offer, axis=1, mode="wrap")  # -1, for none, is the last
+        cells += history.customer * width
+        counted: Ints = np.bincount(cells[inside], minlength=n_customers * width)
+        return counted.astype(np.int64, copy=False).reshape(n_customers, width)
 
 
 def _places(pool: Ints, first: int, *, everywhere: bool) -> Ints:
@@ -417,7 +422,8 @@ def counted(
     limits: Sequence[Limit], history: ContactHistory, *, channel: str, decided_at: np.datetime64
 ) -> npt.NDArray[np.intp]:
     """Return the positions of the events that any limit of this channel counts."""
-    return np.flatnonzero(_Windows(limits, channel).inside(history, decided_at).any(axis=0))
+    windows = _Windows(_applying(limits, channel), channel)
+    return np.flatnonzero(windows.inside(history, decided_at).any(axis=0))
 
 
 def consent(column: Any | None, unknown_allowed: bool, n_customers: int) -> Mask:

@@ -21,6 +21,8 @@ __all__ = ["Audience", "Columns", "Contexts", "Frame", "Situation", "stamp", "ut
 
 def utc(moment: datetime) -> datetime:
     """Return the moment as aware UTC; a naive time is taken to be UTC already."""
+    if moment.tzinfo is UTC:
+        return moment
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -178,7 +180,9 @@ class Frame:
         self._with_values = policy.columns_with_values
         self._columns = policy.columns
         self._customers = audience.columns
-        self._pairs = {**audience.pair_columns, "propensity": audience.propensity}
+        self._given_pairs = audience.pair_columns
+        # What goes by the same name goes before it.
+        self._pairs: dict[str, Any] = {"propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
         self._context = _context(policy, at, contexts)
 
@@ -196,7 +200,7 @@ class Frame:
                 if column.source == "customer":
                     return self._customers[name][:, None]
                 if column.source == "pair":
-                    pairs = self._pairs[name]
+                    pairs = self._pairs[name] if name in self._pairs else self._given_pairs[name]
                     return pairs[:, offers] if isinstance(offers, slice) else pairs.take(offers, 1)
                 if column.source == "offer":
                     return self._offers[name][None, offers]
