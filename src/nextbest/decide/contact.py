@@ -386,20 +386,25 @@ class ChannelLimits:
         self._columns = np.where(columns < 0, self._width, columns)
 
     def count(
-        self, history: ContactHistory, n_customers: int, decided_at: np.datetime64
+        self,
+        history: ContactHistory,
+        n_customers: int,
+        decided_at: np.datetime64,
+        *,
+        idle: bool = True,
     ) -> list[Counts]:
-        """Count past events against each limit."""
+        """Count past events against each limit; only where some are reached, unless ``idle``."""
         if not self._limits:
             return []
         table = self._table(history, n_customers, decided_at)
-        first, last = self._first[:-1], self._first[-1]
-        over = (table[:, :last] > self._allowed).any(axis=0)
-        busy = np.logical_or.reduceat(over, first).tolist()
+        over = (table[:, : self._first[-1]] > self._allowed).any(axis=0)
+        busy = np.logical_or.reduceat(over, self._first[:-1]).tolist()
         return [
             Counts(limit, table[:, pools], pool, None if own is None else table[:, own], not some)
             for limit, pools, pool, own, some in zip(
                 self._limits, self._pools, self._pool, self._own, busy, strict=True
             )
+            if some or idle
         ]
 
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:

@@ -333,7 +333,7 @@ def _check(
 
 
 def _check_shapes(columns: Mapping[str, npt.NDArray[Any]], expected: tuple[int, ...]) -> None:
-    if isinstance(columns, Columns) and columns.shape == expected:
+    if type(columns) is Columns and columns.shape == expected:  # without decoding any
         return
     for name, values in columns.items():
         _check_shape(name, values.shape, expected)

@@ -184,7 +184,8 @@ class Frame:
         # What goes by the same name goes before it.
         self._pairs: dict[str, Any] = {"propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
-        self._context = _context(policy, at, contexts)
+        self.moment = stamp(at.decided_at)
+        self._context = _context(policy, at, contexts, self.moment)
 
     def add_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
         """Make values that have been computed available by name, over the data's columns."""
@@ -213,12 +214,14 @@ class Frame:
         return get
 
 
-def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> dict[str, Any]:
+def _context(
+    policy: BoundPolicy, at: Situation, contexts: Contexts | None, moment: np.datetime64
+) -> dict[str, Any]:
     """Context values by name, for all or (n, 1); what the caller does not tell is unknown."""
     values: dict[str, Any] = {
         "channel": at.channel,
         "placement": at.placement,
-        "decided_at": stamp(at.decided_at),
+        "decided_at": moment,
     }
     for name, kind in policy.policy.tables.context.items():
         if contexts is None:

@@ -18,7 +18,7 @@ from nextbest.decide import contact, holdout
 from nextbest.decide.arbitrate import Floats, Values, expected_cost, expected_profit, weigh
 from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.explore import OfferCounts, reach
-from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.frame import Audience, Frame, Situation, utc
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Positions
@@ -106,9 +106,12 @@ class Steps:
                 self.remove(small["contact_policy", hours.name], True)
         if not len(self.audience.contacts.customer) and self.situation.limit == 1:
             return []
-        limits = self.policy.limits_on(channel)
-        moment = stamp(self.situation.decided_at)
-        counts = limits.count(self.audience.contacts, len(self.fates), moment)
+        counts = self.policy.limits_on(channel).count(
+            self.audience.contacts,
+            len(self.fates),
+            self.frame.moment,
+            idle=self.situation.limit > 1,  # only further slots ask how much is left
+        )
         for counted in counts:
             if not counted.idle:
                 self.remove(small["contact_policy", counted.limit.name], counted.reached)

@@ -28,6 +28,7 @@ __all__ = ["ANSWERS", "Past", "Shaper", "known_columns", "past_of"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
+_EPOCH = datetime(1970, 1, 1)
 
 # What an outcome means to the contact policy; the others are neither yes nor no.
 _KINDS: Mapping[str, Kind] = {
@@ -141,9 +142,16 @@ class Past:
             customer_id=[*contacts.customer_ids, *(outcomes.customer_ids[i] for i in told)],
             offer_id=[*contacts.offer_ids, *(outcomes.offer_ids[i] for i in told)],
             channel=[*contacts.channels, *(outcomes.channels[i] for i in told)],
-            time=np.array([*contacts.at, *(outcomes.at[i] for i in told)], dtype="datetime64[us]"),
+            time=_stamps([*contacts.at, *(outcomes.at[i] for i in told)]),
             kind=["contact"] * len(contacts.at) + [_KINDS[outcomes.types[i]] for i in told],
         )
+
+
+def _stamps(moments: Sequence[datetime]) -> NDArray[np.datetime64]:
+    """Moments (naive UTC) as NumPy holds them; it takes five times as long to convert them."""
+    since = [moment - _EPOCH for moment in moments]
+    ticks = [(d.days * 86_400 + d.seconds) * 1_000_000 + d.microseconds for d in since]
+    return np.array(ticks, dtype=np.int64).view("datetime64[us]")
 
 
 Told = TypeVar("Told", Contacts, Outcomes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ def new_decision_ids(n: int) -> list[str]:
     """Return n new ids that sort by time (UUID version 7, RFC 9562)."""
     now = f"{time.time_ns() // 1_000_000:012x}"
     start = f"{now[:8]}-{now[8:]}-7"
-    chance = secrets.token_hex(10 * n)
+    chance = os.urandom(10 * n).hex()
     parts = (chance[i : i + 20] for i in range(0, 20 * n, 20))
     return [f"{start}{r[:3]}-{_VARIANT[r[3]]}{r[4:7]}-{r[7:19]}" for r in parts]
 
