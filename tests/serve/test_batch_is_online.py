@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -133,7 +134,9 @@ def test_every_customer_in_every_arm_gets_the_same_in_all_three_ways(
     def client(store: str) -> TestClient:
         stores(store)
         given = iter([ids[customer_id] for customer_id in everybody])
-        monkeypatch.setattr("nextbest.serve.decisions.new_decision_id", lambda: next(given))
+        monkeypatch.setattr(
+            "nextbest.serve.decisions.new_decision_ids", lambda n: list(islice(given, n))
+        )
         monkeypatch.setenv("NEXTBEST_STORE", f"sqlite:///{tmp_path / store}.db")
         return serve(project)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from itertools import count, islice
+from operator import and_, or_
 from pathlib import Path
 from typing import Any
 from uuid import RFC_4122, UUID
@@ -17,7 +19,7 @@ from fastapi.testclient import TestClient
 
 from nextbest.decide.contact import ContactHistory
 from nextbest.serve.batch import situation_for
-from nextbest.serve.decisions import decide_for, new_decision_id
+from nextbest.serve.decisions import decide_for, new_decision_ids
 from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.schemas import BatchAnswer, DecisionAnswer, StoredDecisionAnswer
 from nextbest.serve.store import Store
@@ -245,10 +247,17 @@ def test_a_batch_repeats_under_its_key_and_conflicts_otherwise(client: TestClien
 def test_decision_ids_sort_by_time_and_are_uuid_7(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([1_700_000_000_000_000_000, 1_700_000_000_001_000_000])
     monkeypatch.setattr("nextbest.serve.decisions.time.time_ns", lambda: next(moments))
-    early, late = UUID(new_decision_id()), UUID(new_decision_id())
-    assert (early.version, early.variant) == (7, RFC_4122)
-    assert early.int >> 80 == 1_700_000_000_000
-    assert str(early) < str(late)
+    first, later = new_decision_ids(500), new_decision_ids(2)
+    early = [UUID(one) for one in first]
+    assert {(one.version, one.variant, one.int >> 80) for one in early} == {
+        (7, RFC_4122, 1_700_000_000_000)
+    }
+    assert first == [str(one) for one in early]
+    assert max(first) < min(later)
+    # Every other bit is left to chance, for each id by itself.
+    assert len(set(first)) == 500
+    always, ever = (reduce(join, (one.int for one in early)) for join in (and_, or_))
+    assert (always ^ ever).bit_count() == 74
 
 
 SALT = "a salt of the shop's own"
@@ -280,8 +289,8 @@ def test_the_probability_of_the_pick_is_stored_with_the_vector(
     project: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The draw is keyed by the decision's id: with fixed ids the same picks are drawn every time.
-    ids = map("d{}".format, itertools.count())
-    monkeypatch.setattr("nextbest.serve.decisions.new_decision_id", lambda: next(ids))
+    ids = map("d{}".format, count())
+    monkeypatch.setattr("nextbest.serve.decisions.new_decision_ids", lambda n: list(islice(ids, n)))
     add_to_policy(project, f'[exploration]\nsalt = "{SALT}"\npolicy = "epsilon"\nepsilon = 0.5\n')
     client = serve(project)
     drawn = set()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ random_eligible = 0.2
 @pytest.fixture
 def store(project: Path, serve: Callable[..., TestClient], monkeypatch) -> Iterator[Store]:
     """Sixty customers and a stranger asked on mail and again on email, one request repeated."""
-    ids = map("d{:03d}".format, itertools.count())
-    monkeypatch.setattr("nextbest.serve.decisions.new_decision_id", lambda: next(ids))
+    ids = map("d{:03d}".format, count())
+    monkeypatch.setattr("nextbest.serve.decisions.new_decision_ids", lambda n: list(islice(ids, n)))
     with (project / "serving" / "policy.toml").open("a") as policy:
         policy.write(CHANCE)
     client = serve(project)

@@ -237,7 +237,7 @@ def test_the_other_codes_can_be_met_too(
         met["deadline-exceeded"] = decide(serve(project))
 
     with monkeypatch.context() as patch:
-        patch.setattr("nextbest.serve.decisions.new_decision_id", lambda: 1 / 0)
+        patch.setattr("nextbest.serve.decisions.new_decision_ids", lambda n: n / 0)
         met["internal-error"] = decide(client)
 
     shutil.rmtree(project / ".nextbest" / "serving")

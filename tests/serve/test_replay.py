@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def tamper(project: Path, decision_id: str, change: Callable[[dict[str, Any]], A
 @pytest.fixture(autouse=True)
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drawn depends on the decision's id, so the ids are the same in every run."""
-    ids = map("d{}".format, itertools.count())
-    monkeypatch.setattr("nextbest.serve.decisions.new_decision_id", lambda: next(ids))
+    ids = map("d{}".format, count())
+    monkeypatch.setattr("nextbest.serve.decisions.new_decision_ids", lambda n: list(islice(ids, n)))
 
 
 @pytest.fixture

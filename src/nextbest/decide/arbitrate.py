@@ -192,9 +192,6 @@ def choose(
     lots: customers × limit, numbers in [0, 1); needed only where something is left to chance.
     """
     n, m = priority.shape
-    chosen = np.full((n, limit), -1, dtype=np.int64)
-    probability = np.full((n, limit), np.nan)
-    best = np.full((n, limit), -1, dtype=np.int64)
     lots = np.zeros((n, limit)) if lots is None else lots
     customers = np.arange(n)
     position = np.arange(m + 1)
@@ -206,6 +203,7 @@ def choose(
     members = [pool.member[position[:-1]] for pool in pools]
     left = [pool.left.copy() for pool in pools]
     blocked = [np.zeros((n, m), dtype=bool) for _ in pools]
+    slots: list[tuple[Ints, Floats, Ints]] = []
     first = np.empty((n, 0))
     ended = None
     for slot in range(limit):
@@ -213,12 +211,11 @@ def choose(
         now = chances(running, leader)
         first = now if slot == 0 else first
         drawn = _draw(now, lots[:, slot])
-        chosen[:, slot] = position[drawn]
-        best[:, slot] = position[leader]
-        probability[:, slot] = now[customers, drawn]
+        found = position[drawn], now[customers, drawn], position[leader]
+        slots.append(found)
         if ended is not None:
-            chosen[ended, slot] = best[ended, slot] = -1
-            probability[ended, slot] = np.nan
+            for values, nothing in zip(found, _EMPTY, strict=True):
+                values[ended] = nothing
         if slot + 1 == limit:
             break
         ended = drawn == m if ended is None else ended | (drawn == m)
@@ -232,7 +229,24 @@ def choose(
         back = np.argsort(by_id)
         first = first[:, np.append(back, m)]
         blocked = [out[:, back] for out in blocked]
+    chosen, probability, best = (
+        _side_by_side(columns, limit, nothing)
+        for columns, nothing in zip(zip(*slots, strict=True), _EMPTY, strict=True)
+    )
     return Choice(chosen, probability, first, best, blocked)
+
+
+# What stands in a slot behind the first empty one: offer, probability, best offer.
+_EMPTY = (-1, np.nan, -1)
+
+
+def _side_by_side(columns: Sequence[npt.NDArray[Any]], limit: int, nothing: Any) -> Any:
+    """(n, limit) some (n,) columns, and behind them nothing."""
+    if limit == 1:
+        return columns[0][:, None]
+    table = np.full((len(columns[0]), limit), nothing)
+    table[:, : len(columns)] = np.array(columns).T
+    return table
 
 
 def _draw(chances: Floats, lots: Floats) -> Ints:

@@ -224,11 +224,14 @@ class BoundPolicy:
         return None if np.array_equal(self.by_id, np.arange(len(self.by_id))) else self.by_id
 
     @cached_property
-    def rules_in_order(self) -> tuple[tuple[np.int16, NamedRule], ...]:
-        """Every rule with the code of its fate: step by step, the policy's before the offers'."""
+    def rules_in_order(self) -> tuple[tuple[np.int16, NamedRule, npt.NDArray[np.bool_]], ...]:
+        """Every rule with the code of its fate and the (m,) offers that it is for.
+
+        Step by step, the policy's before the offers'.
+        """
         every = (*self.rules, *self.catalogue.rules)
         return tuple(
-            (self.fates.small[rule.step, rule.name], rule)
+            (self.fates.small[rule.step, rule.name], rule, self._among(rule.offers))
             for step in STEPS
             for rule in every
             if rule.step == step
@@ -237,9 +240,12 @@ class BoundPolicy:
     @cached_property
     def listed(self) -> npt.NDArray[np.bool_]:
         """(m,) which offers stand in the fallback list."""
-        listed = np.zeros(len(self.by_id), dtype=bool)
-        listed[self.fallback] = True
-        return listed
+        return self._among(self.fallback)
+
+    def _among(self, offers: Positions) -> npt.NDArray[np.bool_]:
+        among = np.zeros(len(self.by_id), dtype=bool)
+        among[offers] = True
+        return among
 
     @cached_property
     def held_out_offers(self) -> tuple[tuple[str, int, float], ...]:

@@ -47,7 +47,7 @@ class Lottery:
         """One number from 0 to 1 for each of some decisions (None: of all) and each slot."""
         ids = self.decision_ids if rows is None else [self.decision_ids[row] for row in rows]
         slots = [uniforms(salt, "draw", ids, about=str(slot)) for slot in range(limit)]
-        return np.array(slots).T
+        return slots[0][:, None] if limit == 1 else np.array(slots).T
 
 
 @dataclass(frozen=True)
@@ -279,14 +279,18 @@ def as_made(
     """
     made = choice.chosen >= 0
     n, limit = made.shape
-    slots = made.sum(axis=1)
-    end = choice.probability[np.arange(n), np.minimum(slots, limit - 1)]
-    end[slots == limit] = 1.0
-    probability = np.where(made, choice.probability, np.nan)
-    probability[:, 0] = choice.probability[:, 0]
+    probability = choice.probability
+    if limit == 1:
+        end = probability[:, 0].copy()
+    else:
+        end = probability[np.arange(n), np.minimum(made.sum(axis=1), limit - 1)]
+        probability = np.where(made, probability, np.nan)
+        probability[:, 0] = choice.probability[:, 0]
+    end[made[:, -1]] = 1.0  # no slot was left
     if kept_back is None:
         return choice.chosen, probability, end, choice.chances
     end[kept_back] = 1.0
+    probability = probability.copy()
     probability[kept_back] = np.nan
     probability[kept_back, 0] = 1.0
     chances = choice.chances.copy()

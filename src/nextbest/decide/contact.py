@@ -32,6 +32,7 @@ __all__ = [
 
 Kind = Literal["contact", "acceptance", "refusal", "purchase"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_KIND_CODES: Mapping[str, int] = {kind: code for code, kind in enumerate(KINDS)}
 Scope = Literal["customer", "channel", "offer", "category", "exclusivity_group"]
 Period = Literal["day", "week", "month"]
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
@@ -83,7 +84,7 @@ class ContactHistory:
         rows = len(self.customer)
         if any(len(c) != rows for c in (self.offer, self.channel, self.time, self.kind)):
             raise DataError("contact history", "the columns differ in length")
-        if rows and np.any(self.customer[1:] < self.customer[:-1]):
+        if rows and (self.customer[1:] < self.customer[:-1]).any():
             raise DataError("contact history", "rows are out of order", expected="by customer")
 
     @classmethod
@@ -118,33 +119,31 @@ class ContactHistory:
         DataError: a kind of event that we do not know.
         """
         rows = {c: i for i, c in enumerate(customer_ids)}
-        offers = {o: i for i, o in enumerate(offer_ids)}
+        offers: Mapping[str | None, int] = {o: i for i, o in enumerate(offer_ids)}
         channels = tuple(sorted({c for c in channel if c is not None}))
-        codes = {c: i for i, c in enumerate(channels)}
-        kinds = {k: i for i, k in enumerate(KINDS)}
-        for name in dict.fromkeys(kind):
-            if name not in kinds:
-                raise DataError(
-                    "contact history",
-                    f'kind "{name}" is unknown',
-                    expected="one of " + ", ".join(KINDS),
-                    action=did_you_mean(name, KINDS),
-                )
-
-        def coded(values: Sequence[Any], known: Mapping[Any, int]) -> Ints:
-            return np.fromiter((known.get(v, -1) for v in values), dtype=np.int64)
-
-        customer = coded(customer_id, rows)
-        order = np.argsort(customer, kind="stable")
-        order = order[np.searchsorted(customer[order], 0) :]
-        return cls(
-            customer[order],
-            coded(offer_id, offers)[order],
-            coded(channel, codes)[order],
-            np.asarray(time, dtype="datetime64[us]")[order],
-            coded(kind, kinds)[order],
-            channels,
+        kinds = [_KIND_CODES.get(name, -1) for name in kind]
+        if -1 in kinds:
+            name = kind[kinds.index(-1)]
+            raise DataError(
+                "contact history",
+                f'kind "{name}" is unknown',
+                expected="one of " + ", ".join(KINDS),
+                action=did_you_mean(name, KINDS),
+            )
+        at: Mapping[str | None, int] = {c: i for i, c in enumerate(channels)}
+        customers = [rows.get(c, -1) for c in customer_id]
+        events = np.array(
+            [
+                customers,
+                [offers.get(o, -1) for o in offer_id],
+                [at.get(c, -1) for c in channel],
+                kinds,
+            ],
+            dtype=np.int64,
         )
+        order = events[0].argsort(kind="stable")[customers.count(-1) :]
+        events, moments = events[:, order], np.asarray(time, dtype="datetime64[us]")[order]
+        return cls(events[0], events[1], events[2], moments, events[3], channels)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> ContactHistory:
         """Keep the events of some customers, renumbered in the order given."""
@@ -314,12 +313,16 @@ def _pools(limit: Limit, groups: Mapping[Scope, Ints], n_offers: int) -> Ints:
     return groups[limit.scope]
 
 
+def _applying(limits: Sequence[Limit], channel: str) -> list[Limit]:
+    return [limit for limit in limits if limit.applies_to(channel)]
+
+
 class _Windows:
-    """What the limits of one channel count of the past: which events, and since when."""
+    """What limits count of the past in decisions on a channel: which events, and since when."""
 
     def __init__(self, limits: Sequence[Limit], channel: str) -> None:
-        self.limits = [limit for limit in limits if limit.applies_to(channel)]
-        kinds = [KINDS.index(limit.kind) for limit in self.limits]
+        self.limits = limits
+        kinds = [_KIND_CODES[limit.kind] for limit in self.limits]
         self._kinds = np.array(kinds, dtype=np.int64).reshape(-1, 1)
         lengths = [limit.length for limit in self.limits]
         self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
@@ -354,15 +357,17 @@ class ChannelLimits:
     def __init__(
         self, limits: Sequence[Limit], groups: Mapping[Scope, Ints], n_offers: int, channel: str
     ) -> None:
-        self._windows = _Windows(limits, channel)
-        self._limits = self._windows.limits
+        self._limits = _applying(limits, channel)
         self._pool = [_pools(limit, groups, n_offers) for limit in self._limits]
         # Every limit owns some columns of one table of counts: a column for each of its pools (or
         # one that stays empty), and behind those of all limits, for each exclusion, its offers'.
         sizes = [max(int(pool.max(initial=-1)) + 1, 1) for pool in self._pool]
         self._first = np.cumsum([0, *sizes])
         self._allowed = np.repeat([_allowed(limit) for limit in self._limits], sizes)
-        self._exclusions = [i for i, one in enumerate(self._limits) if one.form == "exclusion"]
+        exclusions = [i for i, one in enumerate(self._limits) if one.form == "exclusion"]
+        # An exclusion counts its events a second time, by offer.
+        counted_twice = [self._limits[i] for i in exclusions]
+        self._windows = _Windows([*self._limits, *counted_twice], channel)
         places = [
             _places(pool, int(first), everywhere=limit.scope in ("customer", "channel"))
             for limit, pool, first in zip(self._limits, self._pool, self._first, strict=False)
@@ -370,28 +375,35 @@ class ChannelLimits:
         self._pools = [slice(a, b) for a, b in pairwise(self._first.tolist())]
         self._width = int(self._first[-1])
         self._own: list[slice | None] = [None] * len(self._limits)
-        for i in self._exclusions:
+        for i in exclusions:
             self._own[i] = slice(self._width, self._width + n_offers)
             places.append(_places(np.arange(n_offers), self._width, everywhere=False))
             self._width += n_offers
-        # The column of an event, by limit (or exclusion) and offer; the last is for no offer.
-        self._columns = np.array(places, dtype=np.int64).reshape(-1, n_offers + 1)
+        # The column of an event, by limit (or exclusion) and offer; the last is for no offer. What
+        # does not count goes to a column behind all others.
+        columns = np.array(places, dtype=np.int64).reshape(-1, n_offers + 1)
+        self._columns = np.where(columns < 0, self._width, columns)
 
     def count(
-        self, history: ContactHistory, n_customers: int, decided_at: np.datetime64
+        self,
+        history: ContactHistory,
+        n_customers: int,
+        decided_at: np.datetime64,
+        *,
+        idle: bool = True,
     ) -> list[Counts]:
-        """Count past events against each limit."""
+        """Count past events against each limit; only where some are reached, unless ``idle``."""
         if not self._limits:
             return []
         table = self._table(history, n_customers, decided_at)
-        first, last = self._first[:-1], self._first[-1]
-        over = (table[:, :last] > self._allowed).any(axis=0)
-        busy = np.logical_or.reduceat(over, first).tolist()
+        over = (table[:, : self._first[-1]] > self._allowed).any(axis=0)
+        busy = np.logical_or.reduceat(over, self._first[:-1]).tolist()
         return [
             Counts(limit, table[:, pools], pool, None if own is None else table[:, own], not some)
             for limit, pools, pool, own, some in zip(
                 self._limits, self._pools, self._pool, self._own, busy, strict=True
             )
+            if some or idle
         ]
 
     def counted(self, history: ContactHistory, decided_at: np.datetime64) -> npt.NDArray[np.intp]:
@@ -400,16 +412,13 @@ class ChannelLimits:
 
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
         if not len(history.customer):
-            return np.zeros((n_customers, self._width), dtype=np.int64)
+            return np.zeros((n_customers, self._width + 1), dtype=np.int64)
         inside = self._windows.inside(history, decided_at)
-        if self._exclusions:
-            inside = np.concatenate([inside, inside[self._exclusions]])
-        limit, event = inside.nonzero()
-        column = self._columns[limit, history.offer[event]]
-        cell = history.customer[event] * self._width + column
-        size = n_customers * self._width
-        counted: Ints = np.bincount(cell[column >= 0], minlength=size).astype(np.int64, copy=False)
-        return counted.reshape(n_customers, self._width)
+        width = self._width + 1
+        cells = self._columns.take(history.offer, axis=1, mode="wrap")  # -1, for none, is the last
+        cells += history.customer * width
+        counted: Ints = np.bincount(cells[inside], minlength=n_customers * width)
+        return counted.astype(np.int64, copy=False).reshape(n_customers, width)
 
 
 def _places(pool: Ints, first: int, *, everywhere: bool) -> Ints:

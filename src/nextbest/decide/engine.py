@@ -22,7 +22,7 @@ from nextbest.decide.arbitrate import Floats, Values, in_cells
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.choosing import Choosing, Lottery, as_made
 from nextbest.decide.explore import EARNED_FROM, Earnings, LossStatistics, OfferCounts
-from nextbest.decide.frame import Audience, Contexts, Frame, Situation, stamp, utc
+from nextbest.decide.frame import Audience, Columns, Contexts, Frame, Situation, stamp, utc
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.steps import Steps
 from nextbest.decide.words import written_time
@@ -330,12 +330,14 @@ def _check(
     _check_shapes(audience.columns, (n,))
     _check_shapes(audience.pair_columns, (n, m))
     _check_shapes(audience.offer_columns, (m,))
-    if ((audience.propensity < 0) | (audience.propensity > 1)).any():
+    # Unknown ones (NaN) are left aside by both.
+    low = np.fmin.reduce(audience.propensity, axis=None, initial=0.0)
+    if low < 0 or np.fmax.reduce(audience.propensity, axis=None, initial=0.0) > 1:
         raise DataError("audience", "a propensity is not a probability", expected="from 0 to 1")
 
 
 def _check_shapes(columns: Mapping[str, npt.NDArray[Any]], expected: tuple[int, ...]) -> None:
-    if {values.shape for values in columns.values()} <= {expected}:
+    if type(columns) is Columns and columns.shape == expected:  # without decoding any
         return
     for name, values in columns.items():
         _check_shape(name, values.shape, expected)

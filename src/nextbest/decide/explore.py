@@ -53,7 +53,7 @@ def uniform(running: Floats) -> Floats:
     ----------
     running: customers × offers, -inf where an offer is out.
     """
-    return _spread(np.isfinite(running), np.zeros(len(running), dtype=bool))
+    return _spread(np.isfinite(running), no_offer=False)
 
 
 def epsilon(running: Floats, free: Mask, share: float, best: Floats | None = None) -> Floats:
@@ -69,7 +69,7 @@ def epsilon(running: Floats, free: Mask, share: float, best: Floats | None = Non
     share: how much is left to chance, from 0 to 1.
     best: what `greedy` returns, where that is known.
     """
-    anything = _spread(free, np.ones(len(running), dtype=bool))
+    anything = _spread(free, no_offer=True)
     best = greedy(running) if best is None else best
     return (1.0 - share) * best + share * anything
 
@@ -299,12 +299,12 @@ def _normalised(weights: Floats) -> Floats:
     return shares
 
 
-def _spread(offers: Mask, no_offer: Mask) -> Floats:
-    """Share probability evenly among some offers, and no offer where asked or where none is."""
+def _spread(offers: Mask, *, no_offer: bool) -> Floats:
+    """Share probability evenly among some offers, and no offer if asked or where none is."""
     n, m = offers.shape
     allowed = np.empty((n, m + 1), dtype=bool)
     allowed[:, :m] = offers
-    allowed[:, m] = no_offer | ~offers.any(axis=1)
+    allowed[:, m] = no_offer or ~offers.any(axis=1)
     shares: Floats = allowed / allowed.sum(axis=1, keepdims=True)
     return shares
 

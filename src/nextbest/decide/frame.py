@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,11 +17,13 @@ from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Column, ColumnType, Lookup, Positions
 from nextbest.errors import DataError, UsageError
 
-__all__ = ["Audience", "Contexts", "Frame", "Situation", "stamp", "utc"]
+__all__ = ["Audience", "Columns", "Contexts", "Frame", "Situation", "stamp", "utc"]
 
 
 def utc(moment: datetime) -> datetime:
     """Return the moment as aware UTC; a naive time is taken to be UTC already."""
+    if moment.tzinfo is UTC:
+        return moment
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -42,6 +44,53 @@ def _type_of(values: Any) -> ColumnType:
     # Booleans with gaps arrive as objects; the first value that is there tells them from texts.
     first = next((v for v in array.flat if v is not None), None) if kind == "O" else None
     return "boolean" if isinstance(first, bool) else "string"
+
+
+class Columns(Mapping[str, npt.NDArray[Any]]):
+    """Columns by name of one matrix, each decoded when it is first asked for.
+
+    A decision reads few of the columns that there are.
+
+    Parameters
+    ----------
+    names: of the k columns, in their order.
+    matrix: (..., k).
+    decoded: from a column's name and its numbers to its values.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        matrix: npt.NDArray[np.float64],
+        decoded: Callable[[str, npt.NDArray[np.float64]], npt.NDArray[Any]],
+    ) -> None:
+        self._names = names
+        self._matrix = matrix
+        self._decoded = decoded
+        self._found: dict[str, npt.NDArray[Any]] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every column."""
+        return self._matrix.shape[:-1]
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        found = self._found.get(name)
+        if found is None:
+            if name not in self._names:
+                raise KeyError(name)
+            values = self._matrix[..., self._names.index(name)]
+            found = self._found[name] = self._decoded(name, values)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -132,9 +181,12 @@ class Frame:
         self._with_values = policy.columns_with_values
         self._columns = policy.columns
         self._customers = audience.columns
-        self._pairs = {**audience.pair_columns, "propensity": audience.propensity}
+        self._given_pairs = audience.pair_columns
+        # What goes by the same name goes before it.
+        self._pairs: dict[str, Any] = {"propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
-        self._context = _context(policy, at, contexts)
+        self.moment = stamp(at.decided_at)
+        self._context = _context(policy, at, contexts, self.moment)
 
     def with_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> Frame:
         """The same with values that have been computed, as an objective reads them by name."""
@@ -152,7 +204,7 @@ class Frame:
                 if column.source == "customer":
                     return self._customers[name][:, None]
                 if column.source == "pair":
-                    pairs = self._pairs[name]
+                    pairs = self._pairs[name] if name in self._pairs else self._given_pairs[name]
                     return pairs[:, offers] if isinstance(offers, slice) else pairs.take(offers, 1)
                 if column.source == "offer":
                     return self._offers[name][None, offers]
@@ -165,12 +217,14 @@ class Frame:
         return get
 
 
-def _context(policy: BoundPolicy, at: Situation, contexts: Contexts | None) -> dict[str, Any]:
+def _context(
+    policy: BoundPolicy, at: Situation, contexts: Contexts | None, moment: np.datetime64
+) -> dict[str, Any]:
     """Context values by name, for all or (n, 1); what the caller does not tell is unknown."""
     values: dict[str, Any] = {
         "channel": at.channel,
         "placement": at.placement,
-        "decided_at": stamp(at.decided_at),
+        "decided_at": moment,
     }
     for name, kind in policy.policy.tables.context.items():
         if contexts is None:

@@ -431,11 +431,16 @@ class Amounts:
 
         ``lookup`` gives, for some offers, the columns' values over customers × those offers.
         """
+        with np.errstate(all="ignore"):
+            return self.computed(lookup)
+
+    def computed(self, lookup: Callable[[Positions], Lookup]) -> npt.NDArray[np.float64]:
+        """Return the amounts of `evaluate`, for callers that have told NumPy not to warn."""
         if not self.varying:
             return self.constants[None, :]
-        values = [(np.asarray(f.evaluate(lookup(offers))), offers) for f, offers in self.varying]
+        values = [(np.asarray(f.term.run(lookup(offers))), offers) for f, offers in self.varying]
         rows = max((value.shape[0] for value, _ in values if value.ndim == 2), default=1)
-        result = np.repeat(self.constants[None, :], rows, axis=0)
+        result = self.constants[None, :].repeat(rows, axis=0)
         for value, offers in values:
             result[:, offers] = value
         return result

@@ -18,7 +18,7 @@ from nextbest.decide import contact, holdout
 from nextbest.decide.arbitrate import Floats, Values, expected_cost, expected_profit, weigh
 from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.explore import OfferCounts, reach
-from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.frame import Audience, Frame, Situation, utc
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Positions
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Steps"]
 
 _EVERY = slice(None)
+# For so few customers each call of NumPy takes longer than what it does to their offers.
+_FEW = 256
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Steps:
         frame: Frame,
     ) -> Steps:
         """Keep live offers for the channel and placement; strangers keep the fallback list."""
-        fates = np.empty(audience.propensity.shape, dtype=np.int16)
         moment = utc(situation.decided_at)
-        fates[:] = policy.candidates(situation.channel, situation.placement, moment)
+        live = policy.candidates(situation.channel, situation.placement, moment)
+        fates = live[None].repeat(len(audience.propensity), axis=0)
         known = None if audience.known.all() else audience.known[:, None]
         run = cls(audience, catalogue, policy, situation, frame, fates, known)
         if known is not None:
@@ -79,11 +81,16 @@ class Steps:
 
     def rules(self) -> None:
         """Remove offers whose rules are not satisfied; rules say nothing about strangers."""
-        for code, named in self.policy.rules_in_order:
+        for code, named, concerned in self.policy.rules_in_order:
             lost = ~named.rule.holds(self.frame.lookup(named.offers))
             if self.known is not None:
                 lost = self.known & lost
-            if lost.any():
+            if not lost.any():
+                continue
+            if (lost.ndim < 2 or lost.shape[1] == 1) and len(self.fates) <= _FEW:
+                # The same for all of the rule's offers, and quicker than picking these out.
+                self.remove(code, lost & concerned)
+            else:
                 self.remove(code, lost, named.offers)
 
     def contact_policy(self) -> list[contact.Counts]:
@@ -99,9 +106,12 @@ class Steps:
                 self.remove(small["contact_policy", hours.name], True)
         if not len(self.audience.contacts.customer) and self.situation.limit == 1:
             return []
-        limits = self.policy.limits_on(channel)
-        moment = stamp(self.situation.decided_at)
-        counts = limits.count(self.audience.contacts, len(self.fates), moment)
+        counts = self.policy.limits_on(channel).count(
+            self.audience.contacts,
+            len(self.fates),
+            self.frame.moment,
+            idle=self.situation.limit > 1,  # only further slots ask how much is left
+        )
         for counted in counts:
             if not counted.idle:
                 self.remove(small["contact_policy", counted.limit.name], counted.reached)
@@ -118,7 +128,7 @@ class Steps:
     def value(self) -> Values:
         """Compute expected profit and priority; remove what is unknown or beyond its ceiling."""
         amounts = {
-            name: amount.evaluate(self.frame.lookup)
+            name: amount.computed(self.frame.lookup)
             for name, amount in self.catalogue.amounts.items()
         }
         sound = self.catalogue.sound(amounts)
@@ -133,7 +143,9 @@ class Steps:
         moment = utc(self.situation.decided_at)
         lever, weight = self.policy.lever(moment), self._context_weight()
         priority = weigh(objective, lever * weight)
-        sound = sound & np.isfinite(profit) & np.isfinite(priority)
+        sound = sound & np.isfinite(priority)
+        if objective is not profit:
+            sound &= np.isfinite(profit)
         small = self.policy.fates.small
         if not sound.all():
             self.remove(small[b.UNKNOWN_VALUE], self._of_known(~sound))
@@ -158,10 +170,9 @@ class Steps:
         """What the policy maximises, customers × offers."""
         shape, formula = self.fates.shape, self.policy.objective
         read = {name: computed[name] for name in computed.keys() & formula.columns}
-        pairs = {name: np.broadcast_to(value, shape) for name, value in read.items()}
+        pairs = {name: _filled(value, shape) for name, value in read.items()}
         get = self.frame.with_pairs(pairs).lookup(_EVERY)
-        found = np.asarray(formula.term.run(get), dtype=np.float64)
-        return found if found.shape == shape else np.broadcast_to(found, shape)
+        return _filled(np.asarray(formula.term.run(get), dtype=np.float64), shape)
 
     def _cost_ceiling(self, ceiling: b.Ceiling) -> Floats:
         """The most that contacting may be expected to cost: its share of the customer's clv."""
@@ -185,7 +196,11 @@ class Steps:
         weight = np.ones((n if self.policy.context_weights else 1, m))
         for one, rule, offers in self.policy.context_weights:
             holds = rule.holds(self.frame.lookup(offers))
-            weight[:, offers] *= np.where(holds, one.multiplier, 1.0)
+            factor = np.where(holds, one.multiplier, 1.0)
+            if isinstance(offers, slice):
+                weight *= factor
+            else:
+                weight[:, offers] *= factor
         return weight
 
     def hold_out_of_offers(self) -> None:
@@ -214,3 +229,8 @@ class Steps:
         if ration is not None:
             code = self.policy.fates.small[b.USED_UP]
             self.remove(code, ~ration.open & ~ration.settled[:, None])
+
+
+def _filled(values: Floats, shape: tuple[int, ...]) -> Floats:
+    """The same for every customer and offer."""
+    return values if values.shape == shape else np.broadcast_to(values, shape)

@@ -73,7 +73,8 @@ if available():
     _U2 = types.Array(types.uint64, 2, "C", readonly=True)
     _B1 = types.Array(types.uint32, 1, "C", readonly=True)
     _W2 = types.Array(types.uint32, 2, "C", readonly=True)
-    _NODES = (_I1, types.int64, _F1, _U2, _W2, _B1)
+    _NODES = (_I1, _F1, _U2, _W2, _B1)
+    _PLAIN = (_I1, _I1, _F1, _U1, _U1)
     _intrinsic: Wrapper = intrinsic
     _inlined: Wrapper = numba.njit(error_model="numpy", inline="always")
 
@@ -118,60 +119,88 @@ if available():
 
     @_inlined
     def _narrow(
-        reach: Any, n_plain: int, threshold: Any, keep: Any, meta: Any, bits: Any, x: Any
-    ) -> None:
-        """Leave in each tree the leaves that one row of values can reach."""
-        for a in range(np.uint64(n_plain)):
-            value = x[meta[a, 1]]
-            left = (value <= threshold[a]) | ((value != value) & (meta[a, 2] != 0))
-            reach[meta[a, 0]] &= keep[a, 1] if left else keep[a, 0]
-        for a in range(np.uint64(n_plain), np.uint64(len(threshold))):
-            reach[meta[a, 0]] &= _answer(x[meta[a, 1]], a, threshold, keep, meta, bits)
+        reach: Any, x: Any, kept: Any,
+        start: Any, place: Any, threshold: Any, left: Any, right: Any,
+        s_threshold: Any, s_keep: Any, s_meta: Any, s_bits: Any,
+    ) -> None:  # fmt: skip
+        """Leave in each tree the leaves that one row of values can reach.
 
-    @_compiled(types.uint64[:, ::1](_U1, *_NODES, _F2))
+        All plain splits are answered before any tree is looked at: a loop without a branch, or a
+        sum that waits for the one before, which the compiler makes of it a few at a time.
+        """
+        for a in range(np.uint64(len(threshold))):
+            if_left, if_right = left[a], right[a]
+            kept[a] = if_left if x[np.uint64(place[a])] <= threshold[a] else if_right
+        for t in range(np.uint64(len(reach))):
+            leaves = reach[t]
+            for a in range(np.uint64(start[t]), np.uint64(start[t + 1])):
+                leaves &= kept[a]
+            reach[t] = leaves
+        for a in range(np.uint64(len(s_threshold))):
+            value = x[2 * s_meta[a, 1]]
+            reach[s_meta[a, 0]] &= _answer(value, a, s_threshold, s_keep, s_meta, s_bits)
+
+    @_inlined
+    def _spread(x: Any, row: Any) -> None:
+        """Put a row's values where splits find them: each twice, see `_plain`."""
+        for k in range(len(row)):
+            value = _snapped(row[k])
+            x[2 * k] = value
+            x[2 * k + 1] = -np.inf if value != value else value
+
+    @_compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2))
     def _fold(
-        full: Any, _start: Any, n_plain: int, threshold: Any, keep: Any, meta: Any, bits: Any,
+        full: Any,
+        start: Any, place: Any, threshold: Any, left: Any, right: Any,
+        _s_start: Any, s_threshold: Any, s_keep: Any, s_meta: Any, s_bits: Any,
         rows: Any,
     ) -> Any:  # fmt: skip
         """Leaves of each tree (rows, trees) that each row of values can reach."""
         out = np.empty((len(rows), len(full)), np.uint64)
-        x = np.empty(rows.shape[1])
+        x = np.empty(2 * rows.shape[1])
+        kept = np.empty(len(threshold), np.uint64)
         for j in range(len(rows)):
-            for k in range(rows.shape[1]):
-                x[k] = _snapped(rows[j, k])
+            _spread(x, rows[j])
             reach = out[j]
             reach[:] = full
-            _narrow(reach, n_plain, threshold, keep, meta, bits, x)
+            _narrow(
+                reach, x, kept, start, place, threshold, left, right,
+                s_threshold, s_keep, s_meta, s_bits,
+            )  # fmt: skip
         return out
 
     @_compiled(
         types.float64[:, ::1](
-            _F2, _F3, types.int64, *_NODES, *_NODES, _I1, _F1, _U1, _U2, _I1, _U1, _I2
+            _F2, _F3, types.int64, *_PLAIN, *_NODES, *_NODES, _I1, _F1, _U1, _U2, _I1, _U1, _I2
         )
     )
     def _sums(
         customers: Any, pairs: Any, m: int,
-        _c_start: Any, c_plain: int, c_threshold: Any, c_keep: Any, c_meta: Any, c_bits: Any,
-        p_start: Any, _p_plain: int, p_threshold: Any, p_keep: Any, p_meta: Any, p_bits: Any,
+        start: Any, place: Any, c_threshold: Any, left: Any, right: Any,
+        _s_start: Any, s_threshold: Any, s_keep: Any, s_meta: Any, s_bits: Any,
+        p_start: Any, p_threshold: Any, p_keep: Any, p_meta: Any, p_bits: Any,
         leaf_start: Any, leaf_value: Any, union: Any,
         masks: Any, class_start: Any, class_mask: Any, class_of: Any,
     ) -> Any:  # fmt: skip
         """Sum the trees (n, m) in their order."""
         n, n_pair, trees = len(customers), pairs.shape[2], np.uint64(len(masks))
         out = np.zeros((n, m))
-        x = np.empty(customers.shape[1])
+        x = np.empty(2 * customers.shape[1])
+        kept = np.empty(len(c_threshold), np.uint64)
         cells = np.empty((n_pair, m))
         left_open = np.empty(len(masks), np.uint64)
         reach = np.empty(m, np.uint64)
-        value = np.empty(m)
+        value = np.empty(masks.shape[1])
         for i in range(n):
-            for k in range(len(x)):
-                x[k] = _snapped(customers[i, k])
+            _spread(x, customers[i])
             for k in range(n_pair):
                 for j in range(m):
                     cells[k, j] = _snapped(pairs[i, j, k])
             left_open[:] = union
-            _narrow(left_open, c_plain, c_threshold, c_keep, c_meta, c_bits, x)
+            _narrow(
+                left_open, x, kept, start, place, c_threshold, left, right,
+                s_threshold, s_keep, s_meta, s_bits,
+            )  # fmt: skip
             total = out[i]
             for t in range(trees):
                 mask = left_open[t]
@@ -200,27 +229,17 @@ if available():
                     for j in range(m):
                         total[j] += leaf_value[base + _lowest_bit(reach[j])]
                     continue
-                first, last = class_start[t], class_start[t + 1]
-                exit_leaf = _lowest_bit(class_mask[first] & mask)
-                first_value = leaf_value[base + exit_leaf]
-                same = True
-                for c in range(first + 1, last):
-                    leaf = _lowest_bit(class_mask[c] & mask)
-                    if leaf == exit_leaf:
-                        continue
-                    if same:
-                        same = False
-                        for j in range(m):
-                            value[j] = first_value
-                    other = leaf_value[base + leaf]
+                if (mask & (mask - np.uint64(1))) == 0:
+                    # The customer alone decides: one leaf is left, whatever the offer.
+                    found = leaf_value[base + _lowest_bit(mask)]
                     for j in range(m):
-                        value[j] = other if class_of[t, j] == c - first else value[j]
-                if same:
-                    for j in range(m):
-                        total[j] += first_value
-                else:
-                    for j in range(m):
-                        total[j] += value[j]
+                        total[j] += found
+                    continue
+                first = np.uint64(class_start[t])
+                for c in range(np.uint64(class_start[t + 1]) - first):
+                    value[c] = leaf_value[base + _lowest_bit(class_mask[first + c] & mask)]
+                for j in range(m):
+                    total[j] += value[np.uint64(class_of[t, j])]
         return out
 
     @_inlined
@@ -302,8 +321,8 @@ class TreeScorer:
 
     def __init__(self, forest: Forest, customer: Ints, offer: Ints, pair: Ints) -> None:
         self._forest = forest
-        self._customer = _arrays(forest.nodes.of_columns(customer).plain_first())
-        self._offer = _arrays(forest.nodes.of_columns(offer).plain_first())
+        self._customer = _parted(forest.nodes.of_columns(customer))
+        self._offer = _parted(forest.nodes.of_columns(offer))
         self._pair = _arrays(forest.nodes.of_columns(pair))
 
     def fold(self, offers: Array) -> Catalogue:
@@ -359,7 +378,24 @@ class RowScorer:
 
 
 def _arrays(nodes: Nodes) -> tuple[Any, ...]:
-    return nodes.start, nodes.n_plain, nodes.threshold, nodes.keep, nodes.meta, nodes.bits
+    return nodes.start, nodes.threshold, nodes.keep, nodes.meta, nodes.bits
+
+
+def _parted(nodes: Nodes) -> tuple[Any, ...]:
+    """The plain splits as `_narrow` takes them, then the others, which need a second look."""
+    plain, others = nodes.parted()
+    return *_plain(plain), *_arrays(others)
+
+
+def _plain(nodes: Nodes) -> tuple[Any, ...]:
+    """Where each tree's splits begin; each one's place, threshold, and what left and right keep.
+
+    The value of column k stands at 2 k as it is, where an unknown one (NaN) is never at most the
+    threshold and goes right, and at 2 k + 1 with -inf in place of it, which always goes left.
+    """
+    place = 2 * nodes.meta[:, 1] + (nodes.meta[:, 2] == MISSING_LEFT)
+    right, left = np.ascontiguousarray(nodes.keep.T)
+    return nodes.start, place.astype(np.int32), nodes.threshold, left, right
 
 
 def sum_terms(
@@ -400,7 +436,7 @@ def _halving(n: int) -> Ints:
 def _warm() -> None:
     """Run every kernel once, so that what Numba sets up at a first call is done at the start."""
     no_nodes = Nodes(
-        np.zeros(2, np.int32), 0, np.empty(0), np.zeros((0, 2), np.uint64),
+        np.zeros(2, np.int32), np.empty(0), np.zeros((0, 2), np.uint64),
         np.zeros((0, 5), np.uint32), np.zeros(0, np.uint32),
     )  # fmt: skip
     one_leaf = Forest(

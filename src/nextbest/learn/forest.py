@@ -40,12 +40,11 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
-    """The splits of some trees, tree by tree unless `plain_first` has put them otherwise.
+    """The splits of some trees, tree by tree.
 
     Attributes
     ----------
     start : (trees + 1,) where the splits of each tree begin.
-    n_plain : how many of the first splits are plain: no categories, and 0 is a number like others.
     threshold : (n,) a value goes left where it is at most this.
     keep : (n, 2) leaves that stay reachable where the value goes right, and where it goes left.
     meta : (n, 5) tree, column, flags, and for a split by category where its bits begin and end.
@@ -53,7 +52,6 @@ class Nodes:
     """
 
     start: Ints
-    n_plain: int
     threshold: Array
     keep: Masks
     meta: Words
@@ -61,21 +59,19 @@ class Nodes:
 
     def of_columns(self, position: Ints) -> Nodes:
         """Return the splits on columns whose ``position`` is not negative, counted by it."""
-        kept = position[self.meta[:, 1]] >= 0
-        meta = self.meta[kept]
-        meta[:, 1] = position[meta[:, 1]]
-        sizes = np.bincount(meta[:, 0], minlength=len(self.start) - 1)
-        return Nodes(_starts(sizes), 0, self.threshold[kept], self.keep[kept], meta, self.bits)
+        kept = self._only(position[self.meta[:, 1]] >= 0)
+        kept.meta[:, 1] = position[kept.meta[:, 1]]
+        return kept
 
-    def plain_first(self) -> Nodes:
-        """Return the same splits, those first that need no second look."""
-        special = self.meta[:, 2] > MISSING_LEFT
-        order = np.argsort(special, kind="stable")
-        n_plain = int((~special).sum())
-        return Nodes(
-            self.start, n_plain, self.threshold[order], self.keep[order], self.meta[order],
-            self.bits,
-        )  # fmt: skip
+    def parted(self) -> tuple[Nodes, Nodes]:
+        """Return the plain splits (no categories, and 0 is a number like others), and the rest."""
+        plain = self.meta[:, 2] <= MISSING_LEFT
+        return self._only(plain), self._only(~plain)
+
+    def _only(self, kept: npt.NDArray[np.bool_]) -> Nodes:
+        meta = self.meta[kept]
+        sizes = np.bincount(meta[:, 0], minlength=len(self.start) - 1)
+        return Nodes(_starts(sizes), self.threshold[kept], self.keep[kept], meta, self.bits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +248,6 @@ def _joined(trees: list[_Tree], n_columns: int, divisor: float, sigmoid: float |
         metas.append(meta)
     nodes = Nodes(
         _starts([len(t.threshold) for t in trees]),
-        0,
         np.concatenate([np.empty(0), *(t.threshold for t in trees)]),
         np.concatenate([np.zeros((0, 2), np.uint64), *(t.keep for t in trees)]),
         np.concatenate([np.zeros((0, 5), np.uint32), *metas]),

@@ -142,8 +142,9 @@ class LoadedModel:
     def calibrated(self, scores: Array) -> Array:
         """Return the (n,) final scores of the components' (n,) weighted means."""
         out = self.calibrator.apply(scores)
-        bad = np.flatnonzero(~np.isfinite(out))
-        if bad.size:
+        finite = np.isfinite(out)
+        if not finite.all():
+            bad = np.flatnonzero(~finite)
             raise DataError(
                 f'model "{self.name}"',
                 f"{bad.size} of {len(scores)} rows have no score, the first is row {bad[0]}",
@@ -248,15 +249,30 @@ class _Source:
         return np.array(self._codes)
 
     @cached_property
+    def _flags(self) -> slice | npt.NDArray[np.intp]:
+        """Where the flags of categories stand; a slice, which is a view, where side by side."""
+        first, last = self._one_hot[0], self._one_hot[-1]
+        if self._one_hot == list(range(first, last + 1)):
+            return slice(first, last + 1)
+        return np.array(self._one_hot, dtype=np.intp)
+
+    @cached_property
+    def _as_it_is(self) -> bool:
+        """Whether what comes out are the first columns as they stand."""
+        return not self._one_hot and self._raw == list(range(len(self._raw)))
+
+    @cached_property
     def _take(self) -> npt.NDArray[np.intp]:
         return np.array(self._raw, dtype=np.intp)
 
     def encode(self, matrix: Array) -> Array:
-        """Return the encoded columns (..., k) of ``matrix`` (..., k_raw)."""
-        out = np.take(matrix, self._take, axis=-1)
+        """Return the encoded columns (..., k) of ``matrix`` (..., k_raw); not to be written to."""
+        if self._as_it_is and matrix.shape[-1] == len(self._raw):
+            return matrix
+        out = matrix.take(self._take, axis=-1)
         if self._one_hot:
             # Unknown (NaN) equals no code.
-            out[..., self._one_hot] = out[..., self._one_hot] == self._codes_row
+            out[..., self._flags] = out[..., self._flags] == self._codes_row
         return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 import msgspec
 
@@ -40,7 +39,7 @@ from nextbest.serve.telemetry import Metrics, Series
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
-__all__ = ["ATTEMPTS", "Decider", "Told", "decide_for", "new_decision_id"]
+__all__ = ["ATTEMPTS", "Decider", "Told", "decide_for", "new_decision_ids"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
@@ -49,14 +48,17 @@ ATTEMPTS = 100
 # Counting reads the whole contact log; a minute more or less of it changes no probability much.
 COUNTS_SECONDS = 60.0
 Question = DecisionQuestion | BatchRequest
+# The first digit of a UUID's fourth group: two bits that are fixed, and two of chance.
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
 
-def new_decision_id() -> str:
-    """Return a new id that sorts by time (UUID version 7, RFC 9562)."""
-    milliseconds = time.time_ns() // 1_000_000
-    bits = (milliseconds << 80) | secrets.randbits(80)
-    bits = (bits & ~(0xF << 76)) | (0x7 << 76)
-    return str(UUID(int=(bits & ~(0x3 << 62)) | (0x2 << 62)))
+def new_decision_ids(n: int) -> list[str]:
+    """Return n new ids that sort by time (UUID version 7, RFC 9562)."""
+    now = f"{time.time_ns() // 1_000_000:012x}"
+    start = f"{now[:8]}-{now[8:]}-7"
+    chance = os.urandom(10 * n).hex()
+    parts = (chance[i : i + 20] for i in range(0, 20 * n, 20))
+    return [f"{start}{r[:3]}-{_VARIANT[r[3]]}{r[4:7]}-{r[7:19]}" for r in parts]
 
 
 def decide_for(
@@ -430,7 +432,7 @@ class Decider:
         past: Past,
     ) -> _Made:
         """Decide, and write down what the store is to keep."""
-        ids = [new_decision_id() for _ in asked]
+        ids = new_decision_ids(len(asked))
         customer_ids = [one.customer_id for one in asked]
         first = asked[0].question.context
         alike = all(one.question.context == first for one in asked)

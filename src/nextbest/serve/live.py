@@ -121,8 +121,15 @@ class Overlay:
 
     def concerns(self, moments: Iterable[datetime], now: datetime) -> bool:
         """Tell whether anything that happened at some moments (naive UTC) can be news."""
-        start, end = naive_utc(self.bundle.as_of), naive_utc(utc(now))
+        if not self._sources:
+            return False
+        start, end = self._start, naive_utc(utc(now))
         return any(start <= at < end for at in moments)
+
+    @cached_property
+    def _start(self) -> datetime:
+        """The refresh (naive UTC): what happened since can be news."""
+        return naive_utc(self.bundle.as_of)
 
     def news(
         self, rows: Rows, customer_ids: Sequence[str], heard: Heard, now: datetime
@@ -137,7 +144,7 @@ class Overlay:
             tell: it counts from the refresh on that has read it.
         now : the moment of the decision; what happens later, or at it, does not count.
         """
-        start, end = naive_utc(self.bundle.as_of), naive_utc(utc(now))
+        start, end = self._start, naive_utc(utc(now))
         place = {c: i for i, c in enumerate(customer_ids) if rows[i] >= 0}
         since = {
             source.table: [
