@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One more than cores: some tests wait for servers that they started.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+# What is imported is compiled once and kept, whatever the shell says: the tests start hundreds of
+# processes, and without this each of them would compile MLflow and Ibis anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test coverage lint bench kill serve mlflow clean
+.PHONY: help setup demo test coverage lint compiled bench kill serve mlflow clean
 help:
 	@echo "make demo    set up, then run the whole job on real data"
 	@echo "make test    everything that CI runs"
@@ -34,7 +37,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+# Reads every test once, so that not every worker compiles all of them for itself. What is wrong
+# with them the tests say.
+compiled: setup
+	@$(BIN)/pytest --collect-only -qq >/dev/null 2>&1 || true
+
+test: setup
+	# Two at a time: each of them takes one core.
+	$(MAKE) --no-print-directory --jobs=2 lint compiled
 	# A file stays with one worker, so that its fixtures are made once. Workers use the cores as it
 	# is: threads of their own would wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

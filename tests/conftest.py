@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,14 +28,17 @@ settings.register_profile(
 )
 settings.load_profile("nextbest")
 
-# Files that train, simulate or serve whole shops, those that take longest first.
+# Files that train, simulate or serve whole shops, or ask much of the database: those that take
+# longest first.
 _WHOLE = (
     "test_complete_journey.py",
     "test_jobs.py",
     "test_train.py",
     "test_registry.py",
     "test_other_shops.py",
+    "test_contract.py",
     "test_cli.py",  # not beside test_jobs.py: one of the two would wait for the toy shop
+    "test_features.py",
     "test_cli_store.py",
     "test_demo.py",
     "test_quarter.py",
@@ -43,6 +46,9 @@ _WHOLE = (
     "test_starbucks.py",
     "test_simulate.py",
     "test_server.py",
+    "test_caps.py",
+    "test_onnx.py",
+    "test_cli_report.py",
     "test_ope.py",
     "test_ope_real.py",
     "test_leakage.py",
@@ -93,14 +99,29 @@ def fresh(toy_rooms: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy_rooms, tmp_path / "shop"))
 
 
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the workers of one run share: who comes first makes it while others wait."""
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "made").exists():
+            make(home)
+            (home / "made").touch()
+    return home
+
+
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store without a run in it; making one takes MLflow seconds."""
-    from nextbest.learn.registry import Registry
 
-    root = tmp_path_factory.mktemp("registry")
-    assert Registry(None, root).models() == ()
-    return root / "mlflow.db"
+    def make(home: Path) -> None:
+        from nextbest.learn.registry import Registry
+
+        assert Registry(None, home).models() == ()
+
+    return _once(tmp_path_factory, "registry", make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -112,25 +133,23 @@ def trainable(fresh: Path, empty_registry: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy(toy_rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+def toy(toy_rooms: Path, empty_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """The toy shop after train, promote, train again, refresh and decide. Read it only."""
-    # The workers of one run share it: whoever comes first makes it while the others wait.
-    base = tmp_path_factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy"
-    home.mkdir(exist_ok=True)
-    root, record = home / "shop", home / "said.json"
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not record.exists():
-            shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(toy_rooms, root)
-            said = {
-                name: run_cli(*words, "--project", root, "--json") for name, words in _jobs(root)
-            }
-            for name, ran in said.items():
-                assert ran.code == (1 if name == "promote hvc" else 0), f"{name}: {ran.err}"
-            record.write_text(json.dumps({name: asdict(ran) for name, ran in said.items()}))
-    return Toy(root, {name: Ran(**ran) for name, ran in json.loads(record.read_text()).items()})
+
+    def make(home: Path) -> None:
+        root = home / "shop"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(toy_rooms, root)
+        (root / ".nextbest").mkdir()
+        shutil.copy(empty_registry, root / ".nextbest" / "mlflow.db")
+        said = {name: run_cli(*words, "--project", root, "--json") for name, words in _jobs(root)}
+        for name, ran in said.items():
+            assert ran.code == (1 if name == "promote hvc" else 0), f"{name}: {ran.err}"
+        (home / "said.json").write_text(json.dumps({n: asdict(ran) for n, ran in said.items()}))
+
+    home = _once(tmp_path_factory, "toy", make)
+    said = json.loads((home / "said.json").read_text())
+    return Toy(home / "shop", {name: Ran(**ran) for name, ran in said.items()})
 
 
 def _jobs(root: Path) -> Iterator[tuple[str, tuple[str | Path, ...]]]:

@@ -24,6 +24,7 @@ from commands import Ran, run_cli
 from kept import NAMES, Kept
 
 from nextbest.data import snapshots
+from nextbest.data.labels import Response
 from nextbest.learn import artifact, report, train
 from nextbest.learn.registry import Registry
 from nextbest.project import ROOMS, Project
@@ -43,7 +44,7 @@ def reference(folder: Path) -> Path:
     return folder
 
 
-TWICE = ("churn", "clv")
+TWICE = ("propensity", "clv")
 AGAIN = """
 import sys
 from pathlib import Path
@@ -56,11 +57,12 @@ run(project, project.history(), Kept(Path(sys.argv[2])), *sys.argv[3:])
 
 @dataclass(frozen=True)
 class Journey:
-    """The demo's project, what the demo said, and where two models were trained a second time."""
+    """The demo's project, what it said and learnt from, and where two models were trained again."""
 
     ran: Ran
     root: Path
     again: Path
+    contacts: snapshots.Snapshot
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -98,13 +100,25 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
     root = reference(tmp_path_factory.mktemp("journey") / "project")
     again = reference(tmp_path_factory.mktemp("again") / "project")
     second = in_a_new_process(AGAIN, again, again.parent, *TWICE, PYTHONHASHSEED="12345")
+    contacts: list[snapshots.Snapshot] = []
+    build = snapshots.build
+
+    def kept(history: Any, label: Any, *rest: Any) -> snapshots.Snapshot:
+        made = build(history, label, *rest)
+        if isinstance(label, Response):
+            contacts.append(made)
+        return made
+
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "report", report)  # with all pictures
+            patch.setattr(snapshots, "build", kept)
             ran = run_cli("demo", "--json", "--project", root)
+        assert ran.code == 0, ran.err
         said, _ = second.communicate(timeout=900)
         assert second.returncode == 0, said
-        yield Journey(ran, root, again.parent)
+        (learnt_from,) = contacts
+        yield Journey(ran, root, again.parent, learnt_from)
     finally:
         second.kill()
         second.wait()
@@ -385,14 +399,9 @@ def test_training_twice_gives_the_same_bits(journey: Journey, name: str, tmp_pat
     assert {p.name: p.read_bytes() for p in stored.iterdir()} == again.model_bytes(name)
 
 
-@pytest.fixture(scope="module")
-def contacts(journey: Journey) -> snapshots.Snapshot:
-    """The labelled contacts with all their features."""
-    project = journey.project
-    return snapshots.build(project.history(), project.model("propensity").label, project.groups)
-
-
-def test_features_are_finite_where_something_is_known(contacts: snapshots.Snapshot) -> None:
+def test_features_are_finite_where_something_is_known(journey: Journey) -> None:
+    """Of the labelled contacts, as the demo's training of propensity saw them."""
+    contacts = journey.contacts
     x = contacts.X
     numbers = x.select_dtypes("number")
     assert not np.isinf(numbers.to_numpy()).any()
@@ -419,10 +428,8 @@ def test_features_are_finite_where_something_is_known(contacts: snapshots.Snapsh
     assert {u.group for u in contacts.unavailable} == {"margins", "engagement"}
 
 
-def test_mlflow_in_a_new_process_gives_the_engines_scores(
-    journey: Journey, contacts: snapshots.Snapshot, tmp_path: Path
-) -> None:
-    registry, project = journey.registry, journey.project
+def test_mlflow_in_a_new_process_gives_the_engines_scores(journey: Journey, tmp_path: Path) -> None:
+    registry, project, contacts = journey.registry, journey.project, journey.contacts
     engine = artifact.load(registry.fetch("propensity", "champion", tmp_path / "model"))
     split = snapshots.time_split(contacts.frame, project.plan(project.model("propensity")).cut)
     rows = contacts.frame.loc[split.test, list(engine.columns)].reset_index(drop=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -642,8 +643,10 @@ def test_the_terminal_lists_more_than_two_versions_by_the_figure_that_decides():
 # ------------------------------------------------------------------ a real registry
 
 
-def test_a_real_registry(tmp_path, monkeypatch):
+def test_a_real_registry(tmp_path, monkeypatch, empty_registry):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "state").mkdir()
+    shutil.copy(empty_registry, tmp_path / "state")
     registry = Registry(None, tmp_path / "state")
     stored = small.save_blend(tmp_path / "m")
     rows = small.customers().assign(customer_id=[f"c{i}" for i in range(400)])

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -26,13 +27,16 @@ BASELINE = Baseline("past spend", {"test": {"auc": Metric(0.75, 0.6, 0.85)}})
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("project") / ".nextbest"
+def root(tmp_path_factory, empty_registry):
+    """One store for this file: MLflow takes seconds to make its tables."""
+    root = tmp_path_factory.mktemp("project") / ".nextbest"
+    root.mkdir()
+    shutil.copy(empty_registry, root)
+    return root
 
 
 @pytest.fixture(scope="module")
 def registry(root):
-    """One store for this file: MLflow takes seconds to make its tables."""
     return Registry(None, root)
 
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -103,6 +104,11 @@ class History:
         be compared between runs on one backend and version (64 bits a row on DuckDB, 32 on Spark),
         not between backends.
         """
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        # Kept: every model that is trained on the history asks for it.
         content: dict[str, Any] = {"observed_until": self.observed_until.isoformat()}
         for name in sorted(self.tables):
             table = self.tables[name]

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -293,16 +294,22 @@ def feature_list(columns: Sequence[str], known: Iterable[Feature]) -> list[dict[
 
 def environment() -> dict[str, Any]:
     """Return versions of Python and libraries and the kind of machine, without names or paths."""
-    libraries = {}
-    for name in _LIBRARIES:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "system": platform.system(),
         "machine": platform.machine(),
-        "libraries": libraries,
+        "libraries": dict(_installed()),
     }
+
+
+@cache
+def _installed() -> Mapping[str, str]:
+    # A version is read from files, and the process goes on with those it has loaded.
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

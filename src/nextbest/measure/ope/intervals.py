@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from nextbest.learn.metrics import Metric
 from nextbest.measure.ope.log import Array
@@ -42,7 +42,7 @@ def interval(rows: Array, clusters: npt.NDArray[np.intp], level: float = LEVEL) 
     kurtosis = count * float((parts**4).sum()) / square**2
     skewness = math.sqrt(count) * float((parts**3).sum()) / square**1.5
     freedom = max(1.0, min(count - 1.0, 2 * count / max(kurtosis - 1, 1e-12)))
-    beyond, normal = t.ppf((1 + level) / 2, [freedom, count - 1.0])
+    beyond, normal = stdtrit([freedom, count - 1.0], (1 + level) / 2)
     reach = float(beyond) * error
     moved = error * skewness * (2 * float(normal) ** 2 + 1) / (6 * math.sqrt(count))
     moved = min(max(moved, -reach), reach)  # The estimate stays inside its interval.
