@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.engine import Audience, Decisions, Situation, bind, decide
+from nextbest.decide.frame import Columns
 from nextbest.errors import DataError, UsageError
 
 NAN = np.nan
@@ -520,3 +521,37 @@ def test_times_may_be_naive_utc_or_any_offset() -> None:
     for moment in (NOW, NOW.replace(tzinfo=None), datetime.fromisoformat("2017-12-10T00:00-05:00")):
         at = Situation("mail", moment)
         assert chosen(run(audience([[0.5]]), offers, at=at)) == [["a"]]
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 2))
+def test_many_at_once_are_decided_as_few_are(seed: int, limit: int) -> None:
+    """Of many customers a rule looks at its own offers alone, of few at all: to the same end."""
+    n = 600
+    people = random_people(seed, n)
+    bound, rules = bind(
+        catalogue(*OFFERS, assumptions={"rate": 0.3}), RULES, people.known_columns()
+    )
+    at = situation(limit=limit, context={"hot": True})
+    batch = decide(people, bound, rules, at, [str(i) for i in range(n)])
+    for part in np.split(np.arange(n), 6):
+        same(batch, part, decide(people.take(part), bound, rules, at, [str(i) for i in part]))
+
+
+def test_columns_are_decoded_when_they_are_read_and_once() -> None:
+    read = []
+
+    def decoded(name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        read.append(name)
+        return values + 1
+
+    columns = Columns(("spend", "visits"), np.array([[1.0, 2.0], [3.0, 4.0]]), decoded)
+    assert (columns.shape, len(columns), list(columns)) == ((2,), 2, ["spend", "visits"])
+    assert "visits" in columns and "clv" not in columns and columns.get("clv") is None
+    assert not read
+    assert columns["visits"].tolist() == columns["visits"].tolist() == [3.0, 5.0]
+    assert read == ["visits"]
+    people = replace(audience([[0.5]] * 2), columns=columns)
+    assert chosen(run(people, catalogue(offer("a", eligibility="spend > 3")))) == [[], ["a"]]
+    with pytest.raises(DataError, match="spend has the wrong shape"):
+        run(replace(audience([[0.5]] * 3), columns=columns), catalogue(offer("a")))

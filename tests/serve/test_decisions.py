@@ -341,3 +341,13 @@ def test_a_new_offer_reaches_more_customers_once_responses_are_reported(
             assert client.post("/v1/outcomes", json=report).status_code == 200
     assert told == 2
     assert reached() == 60
+
+
+def test_many_customers_are_found_as_each_is_alone(project: Path) -> None:
+    shaper = load_state(project).shaper
+    last = shop.CUSTOMERS[-1]
+    asked = ["c00", last, "c0", "c000", f"{last}x", last * 9, "", "a", "zz", "zürich", "c01", "c01"]
+    alone = [shaper.rows([customer_id])[0] for customer_id in asked]
+    assert shaper.rows(asked).tolist() == alone
+    assert [row >= 0 for row in alone] == [customer_id in shop.CUSTOMERS for customer_id in asked]
+    assert shaper.rows([]).tolist() == []

@@ -262,10 +262,16 @@ class Shaper:
             return np.array([-1 if row is None else row], dtype=np.intp)
         if not len(profiles):
             return np.full(len(customer_ids), -1, dtype=np.intp)
-        wanted = np.array([customer_id.encode() for customer_id in customer_ids], dtype=np.bytes_)
-        at = np.searchsorted(profiles.customer_ids, wanted)
-        at = np.minimum(at, len(profiles) - 1)
-        return np.where(profiles.customer_ids[at] == wanted, at, -1)
+        held = profiles.customer_ids
+        names = [customer_id.encode() for customer_id in customer_ids]
+        # Of the type of those that are held, which NumPy would otherwise copy to compare them.
+        wanted = np.array(names, dtype=held.dtype)
+        at = held.searchsorted(wanted)
+        found = held.take(at, mode="clip") == wanted
+        if max(map(len, names), default=0) > held.dtype.itemsize:  # it was cut off
+            found &= [len(name) <= held.dtype.itemsize for name in names]
+        at[~found] = -1
+        return at
 
     def warehouse(self, customer_ids: Sequence[str]) -> Past:
         """Return what the warehouse knew of these customers at the last refresh."""
