@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -616,6 +617,28 @@ def test_ctrl_c_says_one_line_and_leaves_the_registry_consistent(
     with sqlite3.connect(trainable / ".nextbest" / "mlflow.db") as database:
         states = {state for (state,) in database.execute("select status from runs")}
     assert "RUNNING" not in states
+
+
+def test_ctrl_c_waits_until_a_compiled_library_has_started(
+    cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB's would end the process with a core dump."""
+    done = []
+
+    class Starting(ExtensionFileLoader):
+        def exec_module(self, _module: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+
+    def job(**_: Any) -> None:
+        Starting("library", "library.so").exec_module(None)
+        time.sleep(30)
+        done.append("went on")
+
+    monkeypatch.setattr("nextbest.cli.program.app", job)
+    ran = cli("train")
+    assert (ran.code, done) == (130, ["started"])
+    assert ran.err.startswith("nextbest: interrupted; ")
 
 
 def test_a_reader_that_goes_away_is_no_error(fresh: Path) -> None:

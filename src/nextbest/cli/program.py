@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -41,6 +44,8 @@ app.add_typer(experiment_app, name="experiment")
 # What typer raises for a misuse: it exports only the children of this class.
 _Misuse: type[Exception] = typer.BadParameter.__mro__[1]
 _INTERRUPTED = 130
+# When to try again to interrupt what could not be interrupted.
+_LATER_SECONDS = 0.05
 
 
 def main() -> None:
@@ -61,11 +66,16 @@ def main() -> None:
 
 def _run() -> int:
     stopped = False
+    again: threading.Timer | None = None
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def interrupt(_signal: int, frame: FrameType | None) -> None:
         # DuckDB turns the interrupt into an error of its own, so what is raised does not tell.
-        nonlocal stopped
+        nonlocal stopped, again
         stopped = True
+        if _loads_a_compiled_library(frame):
+            again = threading.Timer(_LATER_SECONDS, _thread.interrupt_main)
+            again.start()
+            return
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
@@ -78,11 +88,22 @@ def _run() -> int:
             return _failed(error)
         code = _INTERRUPTED
     finally:
+        if again is not None:
+            again.cancel()
         signal.signal(signal.SIGINT, before)
     if code == _INTERRUPTED:
         said = "interrupted; what was finished is kept, and nothing half done is used."
         print(f"nextbest: {said}", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _loads_a_compiled_library(frame: FrameType | None) -> bool:
+    """Whether one is being started: DuckDB's ends the process where an error comes out of it."""
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _failed(error: BaseException) -> int:
