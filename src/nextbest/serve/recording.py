@@ -101,7 +101,7 @@ class _Stakes:
     def __init__(self, decisions: Decisions) -> None:
         self._offers = decisions.catalogue.catalogue.offers
         self._at = naive_utc(decisions.situation.decided_at)
-        self._ends: dict[int | None, datetime | None] = {None: None}
+        self._ends: dict[int, datetime] = {}
         self._chosen: list[list[int]] = decisions.chosen.tolist()
         losses = decisions.losses
         self._losses = losses.ignored.tolist(), losses.answered.tolist()
@@ -119,6 +119,8 @@ class _Stakes:
     def _end(self, offer: int) -> datetime | None:
         """Until when a response to an offer counts."""
         days = self._offers[offer].response_window_days
+        if days is None:
+            return None
         if days not in self._ends:
             self._ends[days] = self._at + timedelta(days=days)
         return self._ends[days]
