@@ -47,12 +47,10 @@ class Answers:
 
     def of(self, row: int) -> dict[str, Any]:
         """The answer to one customer, JSON-able; ``no_offer_reasons`` says why none is made."""
-        offers = self.offers(row)
-        return {
-            **self.head(row),
-            "offers": offers,
-            "no_offer_reasons": [] if offers else self._no_offer_reasons.of(row),
-        }
+        answer = self.head(row)
+        answer["offers"] = offers = self.offers(row)
+        answer["no_offer_reasons"] = [] if offers else self._no_offer_reasons.of(row)
+        return answer
 
     @cached_property
     def _no_offer_reasons(self) -> NoOfferReasons:
