@@ -173,11 +173,20 @@ class _Answers:
 
     def of(self, row: int, made_from: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one of them; ``made_from`` are its inputs, which hold the scores."""
-        answer, known = self._said.of(row), made_from["profile"]["columns"]
-        answer["channel"] = self._channel
-        answer["fallback"] = not answer.pop("known_customer")
-        answer["scores"] = {name: _score(known.get(name)) for name in self._names}
-        answer["versions"] = self._versions
+        said, known = self._said.of(row), made_from["profile"]["columns"]
+        answer = {
+            "decision_id": said["decision_id"],
+            "customer_id": said["customer_id"],
+            "decided_at": said["decided_at"],
+            "channel": self._channel,
+            "arm": said["arm"],
+            "fallback": not said["known_customer"],
+            "profile_stale": said["profile_stale"],
+            "offers": said["offers"],
+            "no_offer_reasons": said["no_offer_reasons"],
+            "scores": {name: _score(known.get(name)) for name in self._names},
+            "versions": self._versions,
+        }
         if self._ignored is not None:
             answer["prices_ignored"] = self._ignored
         return answer
