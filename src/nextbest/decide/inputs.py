@@ -199,7 +199,7 @@ class _Profiles:
         columns, pairs = audience.columns, audience.pair_columns
         self._columns = _customers(columns, layout) if layout.names else None
         self._pairs = {name: _rows(pairs[name], kind) for name, kind in layout.pairs.items()}
-        self._propensity = _rows(audience.propensity, "number")
+        self._propensity = audience.propensity
         self._known: list[bool] = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
         self._ids, self._live = audience.customer_ids, audience.live
@@ -210,7 +210,8 @@ class _Profiles:
         profile = {
             "known": self._known[row],
             "as_of": self._as_of,
-            "propensity": self._propensity[row],
+            # Row by row: numbers of one customer are forgotten before those of the next are read.
+            "propensity": _numbers(self._propensity[row]),
             "columns": {}
             if columns is None
             else dict(zip(shared.names, columns[row], strict=True)),
