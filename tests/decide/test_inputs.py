@@ -114,6 +114,26 @@ def test_only_what_was_read_is_kept() -> None:
     assert other["offer_id"] == "b"
 
 
+def test_what_a_policy_keeps_of_one_audience_is_not_said_of_another() -> None:
+    """Types, versions and offer columns are written once for all decisions from one bundle."""
+    share = {"share": np.array([0.5, 2.0])}
+    first = audience([[0.5, 0.5]], {"spend": [1.0]}, offer_columns=share, versions={"bundle": "b1"})
+    more = {"spend": np.array([2.0]), "clv": np.array([3.0])}
+    others = [
+        replace(first, versions={"bundle": "b2"}),
+        replace(first, offer_columns={"share": np.array([0.25, 4.0])}),
+        replace(first, columns=more),
+    ]
+    offers = catalogue(offer("a", margin="10 * share + spend"), offer("b"))
+    bound = bind(offers, policy(), {**first.known_columns(), **others[2].known_columns()})
+    for people in [first, *others, first]:
+        profile = inputs_of(decide(people, *bound, situation(), ["d"]), 0, ["clv"])["profile"]
+        assert profile["versions"] == people.versions
+        assert profile["offer_columns"] == {"share": people.offer_columns["share"].tolist()}
+        assert profile["columns"] == {name: v[0] for name, v in people.columns.items()}
+        assert profile["types"] == dict.fromkeys([*people.columns, "share"], "number")
+
+
 def test_what_was_learnt_and_stopped_is_kept() -> None:
     people = random_people(3, 4)
     made = decided(people, rules_with(**exploring("thompson")), 1, list("wxyz"), OFFERS)

@@ -20,7 +20,7 @@ from nextbest.serve.batch import situation_for
 from nextbest.serve.decisions import decide_for
 from nextbest.serve.learnt import learnt_of
 from nextbest.serve.recording import Filed, records_of
-from nextbest.serve.records import DecisionRecord, Outcome, Stake, Tally
+from nextbest.serve.records import DecisionRecord, Outcome, Stake, Tally, naive_utc
 from nextbest.serve.runtime import State, load_state, open_store
 from nextbest.serve.store import Store
 from nextbest.serve.store.tallies import tallies_query
@@ -359,7 +359,7 @@ def test_what_a_try_costs_is_measured_against_each_slots_own_best(project: Path)
         assert len(stakes) == len(offers)
         for stake, offer in zip(stakes, offers, strict=True):
             assert stake.propensity == decisions.audience.propensity[row, offer]
-            assert stake.window_ends_at == day(14)
+            assert stake.window_ends_at == naive_utc(day(14))
             best = max(left, key=lambda j: left[j])
             missed = max(left[best], 0.0)
             if offer == best and missed > 0:

@@ -22,7 +22,7 @@ from nextbest.serve.api import create_app
 from nextbest.serve.audience import Past
 from nextbest.serve.decisions import decide_for
 from nextbest.serve.line import Line, Served, Turns, Waiting
-from nextbest.serve.recording import Filed, explained, records_of
+from nextbest.serve.recording import Filed, answer_of, explained, records_of
 from nextbest.serve.records import Contacts
 from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.store import HistoryChangedError, Store
@@ -71,6 +71,26 @@ def test_a_customer_gets_the_same_alone_and_among_others_with_other_contexts(
         assert everything(state, together, row) == everything(state, alone, 0)
         fates |= {state.policy.fates.names[code] for code in alone.fates[0]}
     assert {("eligibility", "context"), ("contact_policy", "two letters a week")} <= fates
+
+
+def test_the_answer_as_sent_is_the_answer_as_kept(project: Path) -> None:
+    policy = project / "serving" / "policy.toml"
+    policy.write_text(shop.POLICY.replace("[fallback]", RULES + "\n[fallback]"))
+    state = load_state(project)
+    ids = [*shop.CUSTOMERS[:20], "a stranger"]
+    contexts = [CONTEXTS[number % len(CONTEXTS)] for number in range(len(ids))]
+    at = Situation("mail", shop.NOW, limit=2)
+    decision_ids = [f"d{number}" for number in range(len(ids))]
+    decisions = decide_for(state, None, ids, at, decision_ids, contexts=contexts)
+    names = state.bundle.score_names
+    made = set()
+    for row, record in enumerate(records_of(state, decisions, [Filed({}, "h")] * len(ids))):
+        kept = json.loads(record.record_json)["answer"]
+        assert json.loads(record.answer_json) == kept == answer_of(decisions, row, names)
+        assert record.row()[-1] == record.record_json
+        assert kept["scores"].keys() == set(names)
+        made.add(bool(record.offer_ids))
+    assert made == {True, False}
 
 
 def _only(contacts: Contacts, customer_id: str) -> Contacts:

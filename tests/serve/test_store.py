@@ -33,7 +33,7 @@ def decision(number: int = 1, **changes: object) -> DecisionRecord:
         record={"answer": {"n": number}},
         request_hash="h",
     )
-    return record._replace(**changes)  # type: ignore[arg-type]
+    return replace(record, **changes)  # type: ignore[arg-type]
 
 
 def outcome(outcome_id: str = "o1", **changes: object) -> Outcome:

@@ -47,12 +47,10 @@ class Answers:
 
     def of(self, row: int) -> dict[str, Any]:
         """The answer to one customer, JSON-able; ``no_offer_reasons`` says why none is made."""
-        offers = self.offers(row)
-        return {
-            **self.head(row),
-            "offers": offers,
-            "no_offer_reasons": [] if offers else self._no_offer_reasons.of(row),
-        }
+        answer = self.head(row)
+        answer["offers"] = offers = self.offers(row)
+        answer["no_offer_reasons"] = [] if offers else self._no_offer_reasons.of(row)
+        return answer
 
     @cached_property
     def _no_offer_reasons(self) -> NoOfferReasons:
@@ -224,8 +222,7 @@ class Selections:
         self._ids = decisions.catalogue.offer_ids
         self._policy = decisions.policy.policy.tables.exploration.policy
         self._arm: list[str] = decisions.arm.tolist()
-        self._eligible: list[list[bool]] = decisions.eligible.tolist()
-        self._chances: list[list[float]] = decisions.probabilities.tolist()
+        self._eligible, self._chances = decisions.eligible, decisions.probabilities
         self._end: list[float] = decisions.end_probability.tolist()
         self._would_choose: list[list[int]] = decisions.would_choose.tolist()
 
@@ -236,11 +233,11 @@ class Selections:
         with which the answer ended after its last offer, where slots were left. Offers that a
         customer would have got without the holdout are under ``would_choose``.
         """
-        ids, chances = self._ids, self._chances[row]
+        ids, chances = self._ids, self._chances[row].tolist()
         return {
             "arm": self._arm[row],
             "policy": self._policy,
-            "eligible": list(compress(ids, self._eligible[row])),
+            "eligible": list(compress(ids, self._eligible[row].tolist())),
             # The last one is no offer, and has no name.
             "probabilities": dict(zip(compress(ids, chances), filter(None, chances), strict=False)),
             "no_offer": chances[-1],

@@ -199,7 +199,7 @@ class _Profiles:
         columns, pairs = audience.columns, audience.pair_columns
         self._columns = _customers(columns, layout) if layout.names else None
         self._pairs = {name: _rows(pairs[name], kind) for name, kind in layout.pairs.items()}
-        self._propensity = _rows(audience.propensity, "number")
+        self._propensity = audience.propensity
         self._known: list[bool] = audience.known.tolist()
         self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
         self._ids, self._live = audience.customer_ids, audience.live
@@ -210,7 +210,8 @@ class _Profiles:
         profile = {
             "known": self._known[row],
             "as_of": self._as_of,
-            "propensity": self._propensity[row],
+            # Row by row: numbers of one customer are forgotten before those of the next are read.
+            "propensity": _numbers(self._propensity[row]),
             "columns": {}
             if columns is None
             else dict(zip(shared.names, columns[row], strict=True)),
@@ -228,7 +229,7 @@ class _Profiles:
 def _customers(columns: Mapping[str, npt.NDArray[Any]], layout: _Layout) -> list[tuple[Any, ...]]:
     """The columns' values, one row for each customer."""
     matrix = np.array([columns[name] for name in layout.numbers], dtype=np.float64)
-    numbers = _numbers(matrix).tolist()
+    numbers = _numbers(matrix)
     others = [_written(columns[name], kind) for name, kind in layout.others.items()]
     return list(zip(*numbers, *others, strict=True))
 
@@ -434,7 +435,7 @@ def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:
         texts = np.datetime_as_string(np.asarray(values, dtype="datetime64[us]"))
         return [None if text == "NaT" else text for text in texts.tolist()]
     if kind == "number":
-        return _numbers(np.asarray(values, dtype=np.float64)).tolist()
+        return _numbers(np.asarray(values, dtype=np.float64))
     items: list[Any] = np.asarray(values, dtype=object).tolist()
     return items if _PLAIN.issuperset(map(type, items)) else [_plain(item) for item in items]
 
@@ -446,18 +447,19 @@ _PLAIN = frozenset((str, bool, type(None)))
 def _rows(values: npt.NDArray[Any], kind: ColumnType) -> list[list[Any]]:
     """The rows of a matrix as JSON holds them."""
     if kind == "number":
-        return _numbers(np.asarray(values, dtype=np.float64)).tolist()
+        return _numbers(np.asarray(values, dtype=np.float64))
     return [_written(row, kind) for row in values]
 
 
-def _numbers(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    """Numbers as JSON holds them."""
+def _numbers(values: npt.NDArray[np.float64]) -> list[Any]:
+    """Numbers as JSON holds them, in lists as deep as the array."""
+    written: npt.NDArray[Any] = values
     finite = np.isfinite(values)
-    if finite.all():
-        return values
-    written = values.astype(object)
-    written[~finite] = [_plain(value) for value in values[~finite].tolist()]
-    return written
+    if not finite.all():
+        written = values.astype(object)
+        written[~finite] = [_plain(value) for value in values[~finite].tolist()]
+    items: list[Any] = written.tolist()
+    return items
 
 
 def _plain(value: Any) -> Any:

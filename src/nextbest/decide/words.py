@@ -55,11 +55,10 @@ def plain_list(values: npt.NDArray[Any]) -> list[Any]:
     """Many values as JSON can hold them, each as `plain` writes it."""
     if values.dtype.kind != "f":
         return [plain(value) for value in values]
-    finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, None)
     items: list[Any] = values.tolist()
-    return items
+    if np.isfinite(values).all():
+        return items
+    return [item if math.isfinite(item) else None for item in items]
 
 
 def shown(value: Any) -> str:

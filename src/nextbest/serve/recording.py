@@ -101,7 +101,7 @@ class _Stakes:
     def __init__(self, decisions: Decisions) -> None:
         self._offers = decisions.catalogue.catalogue.offers
         self._at = naive_utc(decisions.situation.decided_at)
-        self._ends: dict[int | None, datetime | None] = {None: None}
+        self._ends: dict[int, datetime] = {}
         self._chosen: list[list[int]] = decisions.chosen.tolist()
         losses = decisions.losses
         self._losses = losses.ignored.tolist(), losses.answered.tolist()
@@ -119,6 +119,8 @@ class _Stakes:
     def _end(self, offer: int) -> datetime | None:
         """Until when a response to an offer counts."""
         days = self._offers[offer].response_window_days
+        if days is None:
+            return None
         if days not in self._ends:
             self._ends[days] = self._at + timedelta(days=days)
         return self._ends[days]
@@ -172,6 +174,11 @@ class _Answers:
     def of(self, row: int, made_from: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one of them; ``made_from`` are its inputs, which hold the scores."""
         said, known = self._said.of(row), made_from["profile"]["columns"]
+        # The inputs write an infinity as a text.
+        scores = {
+            name: None if isinstance(score := known.get(name), str) else score
+            for name in self._names
+        }
         answer = {
             "decision_id": said["decision_id"],
             "customer_id": said["customer_id"],
@@ -182,17 +189,12 @@ class _Answers:
             "profile_stale": said["profile_stale"],
             "offers": said["offers"],
             "no_offer_reasons": said["no_offer_reasons"],
-            "scores": {name: _score(known.get(name)) for name in self._names},
+            "scores": scores,
             "versions": self._versions,
         }
         if self._ignored is not None:
             answer["prices_ignored"] = self._ignored
         return answer
-
-
-def _score(value: float | str | None) -> float | None:
-    # The inputs write an infinity as a text.
-    return None if isinstance(value, str) else value
 
 
 def _prices_version(decisions: Decisions) -> dict[str, str]:

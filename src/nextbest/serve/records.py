@@ -59,7 +59,8 @@ class Stake(NamedTuple):
     loss_if_answered: float | None = None
 
 
-class DecisionRecord(NamedTuple):
+@dataclass(frozen=True)
+class DecisionRecord:
     """One decision to keep: who, when, which offers by rank, and ``record`` in full.
 
     Parameters
