@@ -76,7 +76,7 @@ def main() -> None:
     import uvicorn
 
     from nextbest.serve.api import create_app
-    from nextbest.serve.server import bind_socket
+    from nextbest.serve.server import bind_socket, config_of
 
     for line in sys.stdin:
         wanted = json.loads(line)
@@ -86,10 +86,7 @@ def main() -> None:
         if pid == 0:
             os.environ.update(wanted["env"])
             app = create_app(Path(wanted["project"]), insecure=True)
-            settings = uvicorn.Config(
-                app, access_log=False, log_level="critical", timeout_graceful_shutdown=10
-            )
-            uvicorn.Server(settings).run(sockets=[listening])
+            uvicorn.Server(config_of(app)).run(sockets=[listening])
             os._exit(0)
         listening.close()
         print(pid, port, flush=True)

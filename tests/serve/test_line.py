@@ -239,16 +239,22 @@ def test_a_store_that_is_down_answers_503_to_everybody(
 # --- the line itself -----------------------------------------------------------------------------
 
 
+async def wait_in(waits: Line[int], asked: int, customer_id: str, kind: object) -> int:
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waits.put(Waiting(asked, customer_id, kind, told.set_result))
+    return await told
+
+
 def test_a_full_line_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "LINE_LIMIT", 2)
     never: Future[None] = Future()
 
     async def run() -> None:
         waits: Line[int] = Line(Turns(), lambda _: Served((), never), lambda: True)
-        tasks = [asyncio.create_task(waits.ask(n, f"c{n}", None)) for n in range(2)]
+        tasks = [asyncio.create_task(wait_in(waits, n, f"c{n}", None)) for n in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(StoreError, match="wait already"):
-            await waits.ask(9, "c9", None)
+            await wait_in(waits, 9, "c9", None)
         for task in tasks:
             task.cancel()
 
@@ -273,7 +279,7 @@ def test_nobody_is_served_twice_at_once_nor_beside_a_batch_that_holds_the_custom
         with turns.alone(["a"]):
             busy.add("a")
             asked = [(n, "abc"[n % 3], n % 2) for n in range(12)]
-            tasks = [asyncio.create_task(waits.ask(*one)) for one in asked]
+            tasks = [asyncio.create_task(wait_in(waits, *one)) for one in asked]
             await asyncio.sleep(0.05)
             assert sum("a" in group for group in served) == 0
             assert sum(len(group) for group in served) == 8
@@ -299,13 +305,13 @@ def test_whoever_waits_is_served_with_those_who_ask_again(monkeypatch: pytest.Mo
         waits: Line[int] = Line(Turns(), serve, lambda: True)
 
         async def twice() -> None:
-            await waits.ask(1, "a", None)
+            await wait_in(waits, 1, "a", None)
             await asyncio.sleep(0.01)  # the way to the caller and back
-            await waits.ask(2, "c", None)
+            await wait_in(waits, 2, "c", None)
 
         first = asyncio.create_task(twice())
         await asyncio.sleep(0)
-        second = asyncio.create_task(waits.ask(3, "b", None))
+        second = asyncio.create_task(wait_in(waits, 3, "b", None))
         await asyncio.sleep(0)
         disk.set_result(None)
         await asyncio.gather(first, second)
@@ -324,6 +330,6 @@ def test_whoever_comes_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -
     async def run() -> list[int]:
         waits: Line[int] = Line(Turns(), serve, lambda: True)
         async with asyncio.timeout(60):
-            return [await waits.ask(n, "a", None) for n in range(3)]
+            return [await wait_in(waits, n, "a", None) for n in range(3)]
 
     assert asyncio.run(run()) == [0, 1, 2]

@@ -134,6 +134,10 @@ class Access:
         self._limits = RateLimits(workers)
         self._use = KeyUse()
 
+    def is_open_at(self, host: str) -> bool:
+        """Whether callers may come in at an address of the server; without keys not at all."""
+        return not (self._insecure and is_away(host))
+
     def admit(self, token: str | None, scope: str) -> Caller:
         """Return the caller, or refuse.
 
@@ -198,14 +202,14 @@ class LoopbackOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
         host, _ = scope.get("server") or (None, None)
-        if host is not None and _is_away(host) and scope["type"] == "http":
+        if host is not None and is_away(host) and scope["type"] == "http":
             await problem_response(_OPEN_DOOR, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
 @lru_cache(maxsize=64)  # the same few for every request: the server's own
-def _is_away(host: str) -> bool:
+def is_away(host: str) -> bool:
     """Tell whether this is an address, and one that others can reach."""
     try:
         ipaddress.ip_address(host)

@@ -29,6 +29,19 @@ class Room:
         self.options = options
         self.inside = 0
 
+    def is_full(self) -> bool:
+        """Tell whether nobody else can come in now."""
+        return self.inside >= self.options.backlog
+
+    def enter(self) -> float:
+        """Let one in, and return its deadline by `time.monotonic`."""
+        self.inside += 1
+        return time.monotonic() + self.options.deadline_seconds
+
+    def leave(self) -> None:
+        """Let one out again."""
+        self.inside -= 1
+
 
 class Admission:
     """ASGI middleware: lets calls of `/v1` in while there is room, and gives each a deadline."""
@@ -42,18 +55,17 @@ class Admission:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        options = self._room.options
-        if self._room.inside >= options.backlog:
-            problem = Problem("overloaded", f"{options.backlog} requests are being served already.")
+        if self._room.is_full():
+            most = self._room.options.backlog
+            problem = Problem("overloaded", f"{most} requests are being served already.")
             await problem_response(problem, scope)(scope, receive, send)
             return
-        self._room.inside += 1
-        token = _UNTIL.set(time.monotonic() + options.deadline_seconds)
+        token = _UNTIL.set(self._room.enter())
         try:
             await self._app(scope, receive, send)
         finally:
             _UNTIL.reset(token)
-            self._room.inside -= 1
+            self._room.leave()
 
 
 def deadline() -> float | None:

@@ -32,8 +32,8 @@ from nextbest.serve.access import Access, LoopbackOnly
 from nextbest.serve.admission import Admission, Room, check_time
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
-from nextbest.serve.front import PATH, ShortWay, is_short
-from nextbest.serve.http import Observed, add_error_handlers, body
+from nextbest.serve.front import PATH, KnownCallers, ShortWay, is_short
+from nextbest.serve.http import Observed, RequestLog, add_error_handlers, body
 from nextbest.serve.openapi import answers, install, takes
 from nextbest.serve.options import options_of
 from nextbest.serve.parsing import is_id, parse, parse_decision, parse_events, parse_outcomes
@@ -63,6 +63,7 @@ from nextbest.serve.schemas import (
 )
 from nextbest.serve.store import Store
 from nextbest.serve.telemetry import METRICS_MEDIA_TYPE, Metrics, configure_logging, log
+from nextbest.serve.wire import STATE, Desk
 
 __all__ = ["create_app"]
 
@@ -107,10 +108,11 @@ def create_app(
     runtime = Runtime(project_dir, metrics, clock, queued=room.options.queued)
     door = Access(runtime.store, insecure=insecure, workers=workers)
     sweeps = person.Sweeps()
-    decider = Decider(runtime, metrics)
+    decider, requests = Decider(runtime, metrics), RequestLog(metrics)
+    known = KnownCallers(door.identify)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         configure_logging()
         tracing.configure()
         await run_in_threadpool(runtime.open)
@@ -118,7 +120,7 @@ def create_app(
         # each time keep every request waiting for a tenth of a second.
         gc.freeze()
         watch = asyncio.create_task(_watch(runtime, door, sweeps))
-        yield
+        yield {STATE: Desk(decider, door, known, room, requests)} if short_way else {}
         gc.unfreeze()
         watch.cancel()
         with suppress(asyncio.CancelledError):
@@ -137,12 +139,12 @@ def create_app(
     if short_way:
         route = next(one for one in app.routes if getattr(one, "path", None) == PATH)
         # What goes past the other middleware needs the same around it.
-        short: ASGIApp = Admission(ShortWay(decider, door, route), room)
-        app.short_way = Observed(LoopbackOnly(short) if insecure else short, metrics)
+        short: ASGIApp = Admission(ShortWay(decider, door, known, route), room)
+        app.short_way = Observed(LoopbackOnly(short) if insecure else short, requests)
     app.add_middleware(Admission, room=room)
     if insecure:
         app.add_middleware(LoopbackOnly)
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(Observed, requests=requests)
     _outcome_routes(app, runtime, metrics, access)
     _event_routes(app, runtime, metrics, access)
     _reading_routes(app, runtime, access)

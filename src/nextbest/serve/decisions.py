@@ -7,13 +7,13 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -39,7 +39,7 @@ from nextbest.serve.telemetry import Metrics, Series
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
-__all__ = ["ATTEMPTS", "Decider", "decide_for", "new_decision_id"]
+__all__ = ["ATTEMPTS", "Decider", "Told", "decide_for", "new_decision_id"]
 
 # A key holds no control character, so that this never runs into another request's key.
 _KEY_SEPARATOR = "\x1f"
@@ -103,7 +103,18 @@ def decide_for(
     )
 
 
-def situation_of(state: State, question: Question, decided_at: datetime) -> Situation:
+def situation_of(question: Question, decided_at: datetime) -> Situation:
+    """Return where and when the offers will be shown."""
+    return Situation(
+        channel=question.channel,
+        decided_at=decided_at,
+        placement=question.placement,
+        context=question.context,
+        limit=question.limit,
+    )
+
+
+def check_question(state: State, question: Question) -> None:
     """Check a question against the policy in use.
 
     Raises
@@ -116,21 +127,15 @@ def situation_of(state: State, question: Question, decided_at: datetime) -> Situ
         detail = f'There is no channel "{question.channel}". Must be one of {", ".join(channels)}.'
         fault = {"pointer": "/channel", "detail": f"{detail} {hint}".rstrip()}
         raise Problem("unknown-channel", fault["detail"], errors=[fault])
+    told = question.context
     faults = [
         {"pointer": pointer(["context", name]), "detail": f"Must be a {kind}."}
         for name, kind in state.rules.tables.context.items()
-        if not _fits(question.context.get(name), kind)
+        if name in told and not _fits(told[name], kind)
     ]
     if faults:
         first = f"{faults[0]['pointer']}: {faults[0]['detail']}"
         raise Problem("invalid-request", first, errors=faults)
-    return Situation(
-        channel=question.channel,
-        decided_at=decided_at,
-        placement=question.placement,
-        context=question.context,
-        limit=question.limit,
-    )
 
 
 def _fits(value: object, kind: str) -> bool:
@@ -149,8 +154,19 @@ def _is_moment(text: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Asked:
+class Told(NamedTuple):
+    """An answer as it is sent: its decision, and the JSON."""
+
+    decision_id: str
+    content: bytes
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Told:
+        """Write an answer down."""
+        return cls(answer["decision_id"], msgspec.json.encode(answer))
+
+
+class Asked(NamedTuple):
     """What was asked about one customer.
 
     Parameters
@@ -168,7 +184,7 @@ class Asked:
     request: Mapping[str, Any]
     request_hash: str
     until: float | None = None
-    trace: Any = field(default_factory=tracing.here, compare=False)
+    trace: Any = None
 
 
 def _traces(asked: Iterable[Asked]) -> Iterable[Any]:
@@ -201,22 +217,47 @@ class Decider:
         """Decide for one customer and return the answer once it is on disk."""
         return self._alone(question, [question.customer_id], [question.idempotency_key])[0]
 
-    async def soon(self, question: DecisionQuestion) -> dict[str, Any]:
+    async def soon(self, question: DecisionQuestion) -> Told:
         """Do the same as `one` on an event loop, together with others who ask at the same time."""
         if question.explain:  # takes long: nobody else should wait for it
-            return await asyncio.to_thread(self.one, question)
+            return Told.of(await asyncio.to_thread(self.one, question))
+        answer = asyncio.get_running_loop().create_future()
+
+        def tell(found: Told | Exception) -> None:
+            if answer.done():  # whoever asked has gone away
+                return
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        self.put(question, deadline(), tell)
+        found: Told = await answer
+        return found
+
+    def put(
+        self,
+        question: DecisionQuestion,
+        until: float | None,
+        tell: Callable[[Told | Exception], None],
+    ) -> None:
+        """Do the same as `soon` for whoever need not be waited for.
+
+        Parameters
+        ----------
+        question : one without ``explain``.
+        until : its deadline (`nextbest.serve.admission`).
+        tell : takes the answer or the error, later and on the event loop; must not raise.
+
+        Raises
+        ------
+        StoreError: too many wait already.
+        """
         request, request_hash = _request_of(question)
-        asked = Asked(
-            question,
-            question.customer_id,
-            question.idempotency_key,
-            request,
-            request_hash,
-            deadline(),
-        )
+        customer_id, key = question.customer_id, question.idempotency_key
+        asked = Asked(question, customer_id, key, request, request_hash, until, tracing.here())
         kind = (question.channel, question.placement, question.limit)
-        answer: dict[str, Any] = await self._line.ask(asked, asked.customer_id, kind)
-        return answer
+        self._line.put(Waiting(asked, customer_id, kind, tell))
 
     def many(self, question: BatchRequest) -> list[dict[str, Any]]:
         """Decide for many customers; all or none of the decisions are recorded."""
@@ -239,8 +280,16 @@ class Decider:
         request, request_hash = _request_of(question)
         # Of many customers each decision keeps its own alone.
         shared = {name: value for name, value in request.items() if name != "customer_ids"}
+        trace = tracing.here()
         asked = [
-            Asked(question, customer_id, key, {"customer_id": customer_id, **shared}, request_hash)
+            Asked(
+                question,
+                customer_id,
+                key,
+                {"customer_id": customer_id, **shared},
+                request_hash,
+                trace=trace,
+            )
             for customer_id, key in zip(customer_ids, keys, strict=True)
         ]
         # Requests to this process about one customer wait for each other. Those to other processes
@@ -260,8 +309,9 @@ class Decider:
         customer_ids = [one.customer_id for one in asked]
         past = past_of(store, customer_ids, state.shaper.overlay.events_since)
         # Only now look at the clock: no contact that another process made may lie in the future.
-        situation = situation_of(state, question, state.moment(self._runtime.clock))
-        made = self._make(state, store, asked, situation, past)
+        moment = state.moment(self._runtime.clock)
+        check_question(state, question)
+        made = self._make(state, store, asked, situation_of(question, moment), past)
         with self._metrics.stage("store", _traces(asked)):
             kept = store.record_decisions(made.records, made.seen, deadline())
         if any(_is_other(one, record) for one, record in zip(kept, made.records, strict=True)):
@@ -295,9 +345,8 @@ class Decider:
         answers: list[tuple[Waiting[Asked], Any]] = []
         for waiting in group:
             try:
-                answers.append(
-                    (waiting, self._decide_once(waiting.asked.question, [waiting.asked])[0])
-                )
+                (answer,) = self._decide_once(waiting.asked.question, [waiting.asked])
+                answers.append((waiting, Told.of(answer)))
             except HistoryChangedError:
                 answers.append((waiting, _never_alone()))
             except Exception as error:
@@ -313,7 +362,6 @@ class Decider:
         moment = state.moment(self._runtime.clock)
         told: list[tuple[Waiting[Asked], Any]] = []
         new: list[Waiting[Asked]] = []
-        situation = None
         for waiting in group:
             asked = waiting.asked
             try:
@@ -323,15 +371,17 @@ class Decider:
                     raise _never_alone()
                 if asked.key in earlier:
                     found = [earlier[asked.key]]
-                    told.append((waiting, self._repeated(asked.question, [asked], found)[0]))
+                    (answer,) = self._repeated(asked.question, [asked], found)
+                    told.append((waiting, Told.of(answer)))
                     continue
-                own = situation_of(state, asked.question, moment)
-                situation = situation or own
+                check_question(state, asked.question)
                 new.append(waiting)
             except (Problem, StoreError) as error:
                 told.append((waiting, error))
-        if situation is None:
+        if not new:
             return Served(told)
+        # Of one group all but the context is alike.
+        situation = situation_of(new[0].asked.question, moment)
         made = self._make(state, store, [w.asked for w in new], situation, past)
         started = time.perf_counter()
         limits = [waiting.asked.until for waiting in new if waiting.asked.until is not None]
@@ -352,18 +402,19 @@ class Decider:
             return None
         if error is not None:
             return [(waiting, error) for waiting in group]
-        answers, new = [], []
+        answers: list[tuple[Waiting[Asked], Any]] = []
+        new = []
         for waiting, record, one in zip(group, records, done.result(), strict=True):
-            answer: Any = record.record["answer"]
             if _is_other(one, record):  # another server was first
+                asked = waiting.asked
                 try:
-                    asked = waiting.asked
-                    answer = self._repeated(asked.question, [asked], [one])[0]
+                    (answer,) = self._repeated(asked.question, [asked], [one])
+                    answers.append((waiting, Told.of(answer)))
                 except Problem as problem:
-                    answer = problem
+                    answers.append((waiting, problem))
             else:
                 new.append(record)
-            answers.append((waiting, answer))
+                answers.append((waiting, Told.of(record.record["answer"])))
         self._count(new)
         return answers
 

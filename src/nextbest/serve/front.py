@@ -11,15 +11,14 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
-import msgspec
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from nextbest.errors import StoreError
+from nextbest.serve.access import Access
 from nextbest.serve.auth import Caller
 from nextbest.serve.decisions import Decider
 from nextbest.serve.http import problem_response, read_body, store_problem
@@ -32,16 +31,6 @@ PATH = "/v1/decisions"
 # A revoked key opens this door so many seconds longer, at most.
 KNOWN_SECONDS = 2.0
 MOST_KNOWN = 1_024
-
-
-class Door(Protocol):
-    """Lets callers in, or raises the problem that keeps them out."""
-
-    def identify(self, token: str | None) -> Caller:
-        """Look up who holds a token."""
-
-    def allow(self, caller: Caller, scope: str) -> Caller:
-        """Let a caller do what needs the scope, now."""
 
 
 class KnownCallers:
@@ -58,12 +47,20 @@ class KnownCallers:
         self._known: dict[bytes, tuple[Caller, float]] = {}
         self._asked: dict[bytes, asyncio.Task[Caller]] = {}
 
+    def at_hand(self, token: str | None) -> Caller | None:
+        """Return who holds a token, if it was looked up at most `KNOWN_SECONDS` ago."""
+        return self._at_hand(_digest(token))
+
+    def _at_hand(self, digest: bytes) -> Caller | None:
+        found = self._known.get(digest)
+        return found[0] if found is not None and time.monotonic() < found[1] else None
+
     async def find(self, token: str | None) -> Caller:
         """Return who holds a token, as the store said at most `KNOWN_SECONDS` ago."""
-        digest = hashlib.sha256((token or "").encode(errors="surrogatepass")).digest()
-        found = self._known.get(digest)
-        if found is not None and time.monotonic() < found[1]:
-            return found[0]
+        digest = _digest(token)
+        found = self._at_hand(digest)
+        if found is not None:
+            return found
         # All callers of one key come to this at the same time, and one of them is to ask.
         asked = self._asked.get(digest)
         if asked is None:
@@ -80,6 +77,10 @@ class KnownCallers:
             self._known.clear()
         self._known[digest] = (caller, time.monotonic() + KNOWN_SECONDS)
         return caller
+
+
+def _digest(token: str | None) -> bytes:
+    return hashlib.sha256((token or "").encode(errors="surrogatepass")).digest()
 
 
 def token_of(headers: Mapping[bytes, bytes]) -> str | None:
@@ -105,14 +106,17 @@ class ShortWay:
 
     Parameters
     ----------
+    known : looks callers up at the door.
     route : the route that FastAPI has for the same, by which logs and metrics name the request.
     """
 
-    def __init__(self, decider: Decider, door: Door, route: BaseRoute) -> None:
+    def __init__(
+        self, decider: Decider, door: Access, known: KnownCallers, route: BaseRoute
+    ) -> None:
         self._decider = decider
         self._door = door
+        self._known = known
         self._route = route
-        self._known = KnownCallers(door.identify)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -135,6 +139,6 @@ class ShortWay:
         headers = dict(reversed(list(scope["headers"])))
         self._door.allow(await self._known.find(token_of(headers)), "decide")
         raw = await read_body(_text(headers, b"content-type"), receive)
-        answer = await self._decider.soon(parse_decision(raw))
-        scope["state"]["log_fields"] = {"decision_id": answer["decision_id"]}
-        return msgspec.json.encode(answer)
+        told = await self._decider.soon(parse_decision(raw))
+        scope["state"]["log_fields"] = {"decision_id": told.decision_id}
+        return told.content

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -18,13 +18,17 @@ from nextbest.errors import StoreError
 from nextbest.serve import tracing
 from nextbest.serve.problems import MEDIA_TYPE, Problem
 from nextbest.serve.store import TooLateError, TooManyError
-from nextbest.serve.telemetry import Metrics, Series, log
+from nextbest.serve.telemetry import Metrics, Series, log, log_all
 
 __all__ = [
     "MAX_BODY_BYTES",
+    "Ended",
     "Observed",
+    "RequestLog",
     "add_error_handlers",
     "body",
+    "internal_error",
+    "is_json",
     "problem_response",
     "read_body",
     "security_headers",
@@ -74,12 +78,11 @@ async def read_body(content_type: str, receive: Receive) -> bytes:
     ------
     Problem: as `body`.
     """
-    media_type = content_type.partition(";")[0].strip().lower()
-    # Browsers send forms and plain text to any site unasked; JSON only where that site allows it.
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    if not is_json(content_type):
+        got = content_type.partition(";")[0].strip().lower() or "none"
         raise Problem(
             "unsupported-media-type",
-            f'The header Content-Type must be application/json; got "{media_type or "none"}".',
+            f'The header Content-Type must be application/json; got "{got}".',
         )
     parts, size, more = [], 0, True
     while more:
@@ -96,6 +99,15 @@ async def read_body(content_type: str, receive: Receive) -> bytes:
             )
         parts.append(part)
     return b"".join(parts)
+
+
+def is_json(content_type: str) -> bool:
+    """Tell whether a header Content-Type names JSON.
+
+    Browsers send forms and plain text to any site unasked; JSON only where that site allows it.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
 
 
 def problem_response(problem: Problem, scope: Scope) -> Response:
@@ -144,9 +156,66 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(_http_problem(error, request.scope), request.scope)
 
 
-def security_headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that every answer carries."""
-    return _OWN[scope["path"].startswith(_PAGES), scope.get("scheme") == "https"]
+def security_headers(path: str, *, secure: bool) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that every answer carries.
+
+    Parameters
+    ----------
+    path : where it was asked for.
+    secure : whether it is sent over TLS.
+    """
+    return _OWN[path.startswith(_PAGES), secure]
+
+
+def internal_error() -> Problem:
+    """Return what a caller is told of the error at hand, which is ours, and log the rest."""
+    error_id = uuid4().hex
+    log("internal error", level=logging.ERROR, exc_info=True, error_id=error_id)
+    return Problem("internal-error", f"Error {error_id}.", extra={"error_id": error_id})
+
+
+class Ended(NamedTuple):
+    """A request that was answered, as logs and metrics know it: by its route, never by its path.
+
+    ``code`` is that of a problem; ``more`` are fields of the log alone.
+    """
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+    code: str | None
+    more: Mapping[str, Any]
+
+
+class RequestLog:
+    """Counts requests and writes the log of them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._requests = Series(metrics.requests)
+        self._seconds = Series(metrics.request_seconds)
+        self._errors = Series(metrics.errors)
+
+    def note(self, ended: Sequence[Ended]) -> None:
+        """Count requests, and log a line for each."""
+        for one in ended:
+            self._requests[one.method, one.route, one.status].inc()
+            self._seconds[one.route,].observe(one.seconds)
+            if one.code is not None:
+                self._errors[one.code,].inc()
+        log_all("request", [_told(one) for one in ended])
+
+
+def _told(ended: Ended) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "method": ended.method,
+        "route": ended.route,
+        "status": ended.status,
+        "ms": round(ended.seconds * 1_000, 3),
+    }
+    if ended.code is not None:
+        said["code"] = ended.code
+    return {**said, **ended.more}
 
 
 class Observed:
@@ -155,11 +224,9 @@ class Observed:
     The log holds the route's template, never the path: a path may name a customer.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, requests: RequestLog) -> None:
         self._app = app
-        self._requests = Series(metrics.requests)
-        self._seconds = Series(metrics.request_seconds)
-        self._errors = Series(metrics.errors)
+        self._log = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and watch what becomes of it."""
@@ -173,7 +240,9 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *security_headers(scope)]
+                secure = scope.get("scheme") == "https"
+                own = security_headers(scope["path"], secure=secure)
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         try:
@@ -182,11 +251,9 @@ class Observed:
                 if span is not None:
                     self._trace(span, scope, state, status)
         except Exception:
-            error_id = uuid4().hex
-            log("internal error", level=logging.ERROR, exc_info=True, error_id=error_id)
+            problem = internal_error()
             if status:  # The answer has begun: cutting the connection is all that is left.
                 raise
-            problem = Problem("internal-error", f"Error {error_id}.", extra={"error_id": error_id})
             await problem_response(problem, scope)(scope, receive, watch)
         finally:
             self._count(scope, state, status, time.perf_counter() - start)
@@ -207,17 +274,5 @@ class Observed:
         # Another method is the caller's text, and could make as many series as it likes.
         known = getattr(matched, "methods", None) or ()
         method = scope["method"] if scope["method"] in known else "other"
-        code = state.get("problem_code")
-        self._requests[method, route, status].inc()
-        self._seconds[route,].observe(seconds)
-        if code is not None:
-            self._errors[code,].inc()
-        log(
-            "request",
-            method=method,
-            route=route,
-            status=status,
-            ms=round(seconds * 1_000, 3),
-            **({"code": code} if code is not None else {}),
-            **state.get("log_fields", {}),
-        )
+        code, more = state.get("problem_code"), state.get("log_fields", {})
+        self._log.note([Ended(method, route, status, seconds, code, more)])

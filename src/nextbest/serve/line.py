@@ -79,13 +79,14 @@ class Waiting(Generic[A]):
     asked : the question.
     customer_id : whom it is about.
     kind : only questions of one kind are answered together.
+    tell : takes the answer, or the error that is one; must not raise.
     attempts : how often it was served in vain.
     """
 
     asked: A
     customer_id: str
     kind: Hashable
-    answer: asyncio.Future[Any]
+    tell: Callable[[Any], None]
     attempts: int = 0
 
 
@@ -132,8 +133,8 @@ class Line(Generic[A]):
         self._began = 0.0
         self._thread: ThreadPoolExecutor | None = None
 
-    async def ask(self, asked: A, customer_id: str, kind: Hashable) -> Any:
-        """Wait for the answer to a question.
+    def put(self, waiting: Waiting[A]) -> None:
+        """Let somebody wait, on the event loop that runs; told later, never from in here.
 
         Raises
         ------
@@ -143,11 +144,8 @@ class Line(Generic[A]):
             raise StoreError(
                 "server", f"{LINE_LIMIT:,} decisions wait already", action="Try again later"
             )
-        loop = asyncio.get_running_loop()
-        waiting = Waiting(asked, customer_id, kind, loop.create_future())
         self._waiting.append(waiting)
-        self._call(loop)
-        return await waiting.answer
+        self._call(asyncio.get_running_loop())
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
         """See who is next, after everything that has arrived is read."""
@@ -246,9 +244,4 @@ class Line(Generic[A]):
     def _tell(self, answers: Answers[A]) -> None:
         self._turns.give_back(waiting.customer_id for waiting, _ in answers)
         for waiting, answer in answers:
-            if waiting.answer.done():  # whoever asked has gone away
-                continue
-            if isinstance(answer, BaseException):
-                waiting.answer.set_exception(answer)
-            else:
-                waiting.answer.set_result(answer)
+            waiting.tell(answer)

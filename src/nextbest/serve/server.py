@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nextbest.errors import NextbestError, UsageError
 from nextbest.serve.access import is_loopback
@@ -19,7 +20,10 @@ from nextbest.serve.options import options_of
 from nextbest.serve.runtime import load_approved, load_last_good, open_store
 from nextbest.serve.telemetry import SHARED, configure_logging, log
 
-__all__ = ["bind_socket", "check_start", "require_private_cache", "run_server"]
+if TYPE_CHECKING:
+    import uvicorn
+
+__all__ = ["bind_socket", "check_start", "config_of", "require_private_cache", "run_server"]
 
 
 def run_server(
@@ -58,19 +62,7 @@ def run_server(
     os.environ["NEXTBEST_PROJECT"] = str(project_dir.resolve())
     os.environ["NEXTBEST_INSECURE"] = "1" if insecure else "0"
     os.environ["NEXTBEST_WORKERS"] = str(workers)
-    # The log of uvicorn names paths, and a path may name a customer; ours does not.
-    config = uvicorn.Config(
-        "nextbest.serve.server:app",
-        factory=True,
-        workers=workers,
-        loop="auto" if sys.platform == "win32" else "uvloop",
-        http="httptools",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=10,
-        timeout_worker_healthcheck=30,  # a busy machine is no reason to kill a worker
-    )
+    config = config_of("nextbest.serve.server:app", factory=True, workers=workers)
     announce(f"http://{shown}:{real_port}")
     with suppress(KeyboardInterrupt), listening:
         if workers == 1:
@@ -79,6 +71,26 @@ def run_server(
         with tempfile.TemporaryDirectory(prefix="nextbest-metrics-") as shared:
             os.environ.setdefault(SHARED, shared)
             Multiprocess(config, sockets=[listening]).run()
+
+
+def config_of(app: object, **more: Any) -> uvicorn.Config:
+    """Return how uvicorn runs our app, or the one that a name leads to."""
+    import uvicorn
+
+    from nextbest.serve.wire import DecisionProtocol
+
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        http=DecisionProtocol,
+        # The log of uvicorn names paths, and a path may name a customer; ours does not.
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        timeout_worker_healthcheck=30,  # a busy machine is no reason to kill a worker
+        **more,
+    )
 
 
 def app() -> object:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
-__all__ = ["add", "configure", "here", "request", "stop", "use"]
+__all__ = ["add", "configure", "here", "is_on", "request", "stop", "use"]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _NAME = "nextbest.serve"
@@ -58,6 +58,11 @@ def stop() -> None:
     if _provider is not None:
         _provider.shutdown()
         use(None)
+
+
+def is_on() -> bool:
+    """Tell whether anybody traces."""
+    return _provider is not None
 
 
 def here() -> Context | None:
