@@ -58,9 +58,6 @@ from nextbest.serve.writer import GroupWriter, Refused, WriterClosedError, Write
 __all__ = ["HistoryChangedError", "Store", "TooLateError", "TooManyError"]
 
 BUSY_TIMEOUT_MS = 5_000
-# What is read of so many customers at once takes no longer than a decision for them; the writer
-# does not wait for more.
-FEW = 256
 
 T = TypeVar("T")
 
@@ -139,8 +136,7 @@ class Store:
 
         Parameters
         ----------
-        seen: what `past` or `history` gave for each customer. Where somebody has added a row
-            since, nothing is kept; None does not look.
+        seen: what `past` gave. Where somebody has added a row since, nothing is kept.
         until: by `time.monotonic`; what has not begun to be written by then is not kept.
 
         Raises
@@ -197,7 +193,7 @@ class Store:
     def decisions_by_keys(self, keys: Sequence[str]) -> dict[str, StoredDecision]:
         """Return the decisions made under these idempotency keys, by key."""
         self._pending.wait(keys)
-        with self._database.read() as connection:
+        with self._database.read_about(keys) as connection:
             return decisions.by_keys(connection, keys)
 
     def request_hashes(self, decision_ids: Sequence[str]) -> dict[str, str]:
@@ -227,14 +223,10 @@ class Store:
     def past(
         self, customer_ids: Sequence[str] | None, events_since: datetime | None
     ) -> tuple[Contacts, Outcomes, Events, int | None]:
-        """Return `history`, events from a moment on (None: no events), and when that was read.
-
-        The last is for `Seen`.
-        """
+        """Return `history`, events since a moment (None: none), and when it was read (`Seen`)."""
         self._pending.wait(customer_ids)
         moment = self._database.moment
-        few = customer_ids is not None and len(customer_ids) <= FEW
-        with self._database.glance() if few else self._database.read() as connection:
+        with self._database.read_about(customer_ids) as connection:
             told = history.history(connection, customer_ids)
             if events_since is None:
                 return *told, Events(), moment

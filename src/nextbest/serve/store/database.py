@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ FAULTS = (SQLAlchemyError, sqlite3.Error)
 # Of new files. A decision's record fits into one page, and few bytes are written for what changes
 # beside it.
 PAGE_BYTES = 8_192
+# The writer waits for what is read of so many at once, which takes no longer than to decide.
+FEW = 256
 # Advisory locks are numbers, in a space of ours. There are not more of them than a server has room
 # for (6,400 by default), however many customers one transaction is about.
 _LOCK_SPACE = 0x6E6278
@@ -90,9 +92,10 @@ class Database:
             yield connection
 
     @contextmanager
-    def glance(self) -> Iterator[sa.Connection]:
-        """Do the same for what takes no time, without the way to a connection of the pool."""
-        if self._held is not None:
+    def read_about(self, names: Sequence[str] | None) -> Iterator[sa.Connection]:
+        """Do the same for what every decision reads about customers or keys (None: about all)."""
+        few = names is not None and len(names) <= FEW
+        if few and self._held is not None:
             with self.told("cannot be read"), self._held.read() as connection:
                 if connection is not None:
                     yield connection

@@ -153,7 +153,7 @@ def _portions(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, .
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         size = 1 << (len(part) - 1).bit_length()
-        yield [*part, *part[-1:] * (size - len(part))]
+        yield [*part, *[part[-1]] * (size - len(part))]
 
 
 @cache
