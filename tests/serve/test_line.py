@@ -340,6 +340,31 @@ def test_whoever_waits_is_served_with_those_who_ask_again(monkeypatch: pytest.Mo
     assert served == [["a"], ["b", "c"]]
 
 
+def test_who_is_waited_for_is_served_as_soon_as_all_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
+    monkeypatch.setattr(line, "LINGER_SECONDS", 3_600.0)
+    served: list[list[str]] = []
+
+    def serve(group: list[Waiting[int]]) -> Served[int]:
+        served.append(sorted(waiting.customer_id for waiting in group))
+        return Served([(waiting, waiting.asked) for waiting in group])
+
+    async def run() -> None:
+        waits: Line[int] = Line(Turns(), serve, lambda: True)
+
+        async def caller(name: str, pause: float) -> None:
+            for number in range(3):
+                await wait_in(waits, number, name, None)
+                await asyncio.sleep(pause)
+
+        await asyncio.gather(caller("a", 0.0), caller("b", 0.01), caller("c", 0.02))
+
+    asyncio.run(run())
+    assert served == [["a", "b", "c"]] * 3
+
+
 def test_whoever_comes_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
     monkeypatch.setattr(line, "LINGER_SECONDS", 3_600.0)

@@ -26,8 +26,8 @@ __all__ = ["Line", "Served", "Turns", "Waiting"]
 GROUP_LIMIT = 64
 LINE_LIMIT = 4_096
 # Callers who have just been answered ask again, and all of them together cost less than in two
-# halves by turns: they are waited for, this share of the time that their answers took.
-LINGER_SHARE = 0.1
+# halves by turns: they are waited for, this share of the time that their answers took at most.
+LINGER_SHARE = 0.2
 LINGER_SECONDS = 0.004
 
 A = TypeVar("A")
@@ -131,6 +131,10 @@ class Line(Generic[A]):
         self._busy = False
         self._called = False
         self._began = 0.0
+        # How many are waited for, until when by the loop's clock.
+        self._wanted = 0
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def put(self, waiting: Waiting[A]) -> None:
@@ -149,12 +153,21 @@ class Line(Generic[A]):
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
         """See who is next, after everything that has arrived is read."""
-        if not (self._called or self._busy):
+        if self._called or self._busy:
+            return
+        if len(self._waiting) >= self._wanted or loop.time() >= self._until:
             self._called = True
             loop.call_soon(self._turn, loop)
+        elif self._timer is None:
+            self._timer = loop.call_at(self._until, self._turn, loop)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._called = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._busy:  # the timer was faster
+            return
         group = self._take()
         if not group:
             if self._waiting:
@@ -205,7 +218,7 @@ class Line(Generic[A]):
         told = {id(waiting) for waiting, _ in served.told}
         rest = [waiting for waiting in group if id(waiting) not in told]
         if served.kept is None:
-            self._end(loop)
+            self._end(loop, len(served.told))
         else:
             self._when(loop, served.kept, lambda kept: self._kept(loop, rest, served, kept))
 
@@ -224,22 +237,20 @@ class Line(Generic[A]):
             self._waiting.extendleft(reversed(rest))
         else:
             self._tell(answers)
-        self._end(loop)
+        self._end(loop, len(answers or ()))
 
-    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._busy = False
-        if self._waiting:
-            took = time.perf_counter() - self._began
-            self._called = True
-            # Counted from when those who were answered have said so to their callers, which they
-            # do next.
-            loop.call_soon(self._linger, loop, min(LINGER_SECONDS, LINGER_SHARE * took))
+    def _end(self, loop: asyncio.AbstractEventLoop, told: int) -> None:
+        """Wait for those who were told, who may ask again, a moment at most."""
+        took = time.perf_counter() - self._began
+        self._wanted = min(GROUP_LIMIT, len(self._waiting) + told)
+        # Counted from when the answers are on their way, which comes next.
+        loop.call_soon(self._linger, loop, min(LINGER_SECONDS, LINGER_SHARE * took))
 
     def _linger(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        if len(self._waiting) < GROUP_LIMIT:
-            loop.call_later(seconds, self._turn, loop)
-        else:
-            self._turn(loop)
+        self._busy = False
+        self._until = loop.time() + seconds
+        if self._waiting:
+            self._call(loop)
 
     def _tell(self, answers: Answers[A]) -> None:
         self._turns.give_back(waiting.customer_id for waiting, _ in answers)
