@@ -63,6 +63,6 @@ def test_every_event_of_the_customers_asked_about_is_there_in_its_order(
         for c, o, ch, at, kind in told
         if c == customer_id
     ]
-    assert past.rows(CUSTOMERS) == {
+    assert past.rows(CUSTOMERS).rows == {
         c: sum(row[0] == c for row in (*made, *said)) for c in CUSTOMERS
     }

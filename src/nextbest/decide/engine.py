@@ -75,7 +75,6 @@ class Decisions:
         reach arbitration.
     frame: what rules and formulas read of these customers.
     offer_counts, stopped, prices, ration, contexts: as given to `decide`.
-    counted: what each limit of the channel counted; empty where there was nothing to count.
     """
 
     decision_ids: Sequence[str]
@@ -99,7 +98,6 @@ class Decisions:
     prices: Prices | None
     ration: Ration | None
     contexts: Contexts | None = None
-    counted: Sequence[contact.Counts] = ()
 
     def __len__(self) -> int:
         return len(self.decision_ids)
@@ -126,8 +124,6 @@ class Decisions:
     @cached_property
     def counts(self) -> list[contact.Counts]:
         """What each limit of this channel counted."""
-        if self.counted:
-            return list(self.counted)
         limits = self.policy.limits_on(self.situation.channel)
         moment = stamp(self.situation.decided_at)
         return limits.count(self.audience.contacts, len(self), moment)
@@ -296,7 +292,6 @@ def decide(
         prices,
         ration,
         contexts,
-        counts,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
@@ -100,10 +100,10 @@ class Past:
         new = [i for i, d in enumerate(told.contacts.decision_ids) if not d or d not in made]
         answers = zip(others.decision_ids, others.types, strict=True)
         more = [i for i, (d, t) in enumerate(answers) if not d or (d, _KINDS.get(t)) not in said]
-        return Past(
-            _both(self.contacts, _some(told.contacts, new)),
-            _both(own, _some(others, more)),
-            self.events,
+        return replace(
+            self,
+            contacts=_both(self.contacts, _some(told.contacts, new)),
+            outcomes=_both(own, _some(others, more)),
         )
 
     def heard(self) -> Heard:
