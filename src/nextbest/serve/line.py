@@ -27,7 +27,7 @@ GROUP_LIMIT = 64
 LINE_LIMIT = 4_096
 # Callers who have just been answered ask again, and all of them together cost less than in two
 # halves by turns: they are waited for, this share of the time that their answers took at most.
-LINGER_SHARE = 0.2
+LINGER_SHARE = 0.15
 LINGER_SECONDS = 0.004
 
 A = TypeVar("A")

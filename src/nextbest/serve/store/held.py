@@ -20,7 +20,7 @@ __all__ = ["Held"]
 
 PRAGMAS = (
     # In KiB: a decision touches indexes anywhere, and SQLite's own 2 MB of them are soon too few.
-    "PRAGMA cache_size=-32768",
+    "PRAGMA cache_size=-16384",
     # What SQLite notes of each page to undo one statement is small, and a file of its own is slow.
     "PRAGMA temp_store=MEMORY",
 )
