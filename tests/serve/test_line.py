@@ -365,6 +365,31 @@ def test_who_is_waited_for_is_served_as_soon_as_all_are_there(
     assert served == [["a", "b", "c"]] * 3
 
 
+def test_what_breaks_for_one_group_or_caller_keeps_nobody_else_from_answers() -> None:
+    broken: Future[None] = Future()
+
+    def serve(group: list[Waiting[int]]) -> Served[int]:
+        answers = [(waiting, waiting.asked) for waiting in group]
+        if group[0].asked == 0:
+            return Served((), broken, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+        return Served(answers)
+
+    async def run() -> list[Any]:
+        waits: Line[int] = Line(Turns(), serve, lambda: True)
+        told: list[Any] = []
+        waits.put(Waiting(0, "a", None, told.append))
+        await asyncio.sleep(0.01)
+        waits.put(Waiting(1, "b", None, lambda answer: told.append(answer / 0)))
+        waits.put(Waiting(2, "c", None, told.append))
+        broken.set_result(None)
+        await asyncio.sleep(0.05)
+        assert await wait_in(waits, 3, "a", None) == 3
+        return told
+
+    error, other = asyncio.run(run())
+    assert isinstance(error, ZeroDivisionError) and other == 2
+
+
 def test_whoever_comes_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
     monkeypatch.setattr(line, "LINGER_SECONDS", 3_600.0)

@@ -10,6 +10,7 @@ that caps hold exactly.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from nextbest.errors import StoreError
+from nextbest.serve.telemetry import log
 
 __all__ = ["Line", "Served", "Turns", "Waiting"]
 
@@ -79,7 +81,7 @@ class Waiting(Generic[A]):
     asked : the question.
     customer_id : whom it is about.
     kind : only questions of one kind are answered together.
-    tell : takes the answer, or the error that is one; must not raise.
+    tell : takes the answer, or the error that is one; should not raise.
     attempts : how often it was served in vain.
     """
 
@@ -229,7 +231,11 @@ class Line(Generic[A]):
         served: Served[A],
         kept: Future[Any],
     ) -> None:
-        answers = served.finish(kept)
+        answers: Answers[A] | None
+        try:
+            answers = served.finish(kept)
+        except Exception as error:  # or nobody would ever be served again
+            answers = [(waiting, error) for waiting in rest]
         if answers is None:
             self._turns.give_back(waiting.customer_id for waiting in rest)
             for waiting in rest:
@@ -255,4 +261,7 @@ class Line(Generic[A]):
     def _tell(self, answers: Answers[A]) -> None:
         self._turns.give_back(waiting.customer_id for waiting, _ in answers)
         for waiting, answer in answers:
-            waiting.tell(answer)
+            try:
+                waiting.tell(answer)
+            except Exception:  # one who cannot be told keeps no other from the answer
+                log("internal error", level=logging.ERROR, exc_info=True)
