@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from nursery import Nursery, nursery
 
 from nextbest.serve.api import create_app
+from nextbest.serve.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,20 @@ def serve() -> Iterator[Callable[..., TestClient]]:
 def client(project: Path, serve: Callable[..., TestClient]) -> TestClient:
     """The app of a fresh project, open to everybody."""
     return serve(project)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a store of its own is kept."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    """An empty store of its own for each test."""
+    store = Store.at(path)
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="session")

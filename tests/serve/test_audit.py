@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,18 +23,6 @@ from nextbest.serve.store import Store
 from nextbest.serve.telemetry import Metrics
 
 Serve = Callable[..., TestClient]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    store = Store.at(path)
-    yield store
-    store.close()
 
 
 def change(number: int = 1) -> Change:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,18 +28,6 @@ def decision(number: int, customer_id: str = "a") -> DecisionRecord:
 
 def outcome(number: int, customer_id: str = "a") -> Outcome:
     return Outcome(f"o{number}", customer_id, "o", "click", AT)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    store = Store.at(path)
-    yield store
-    store.close()
 
 
 def seen_by(store: Store) -> Seen:

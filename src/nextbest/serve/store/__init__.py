@@ -165,19 +165,14 @@ class Store:
         names = decisions.names_of(records)
         keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
         if not self._queued:
-            return self._submit(
-                decisions.keeper(records, seen, self._database.untouched_since), names, until
-            )
+            return self._submit(self._keeper(records, seen), names, until)
         with self._pending.changing:
             if not self._pending.takes(keys):
-                kept = self._submit(
-                    decisions.keeper(records, seen, self._database.untouched_since), names, until
-                )
+                kept = self._submit(self._keeper(records, seen), names, until)
                 kept.add_done_callback(self._tell_waited)
                 return kept
             # It is answered: it was made, whatever other processes have done meanwhile.
-            work = decisions.keeper(records, None, self._database.untouched_since)
-            write = self._submit(work, names)
+            write = self._submit(self._keeper(records, None), names)
             self._pending.add([*names, *(record.decision_id for record in records)], write)
         write.add_done_callback(lambda ended: self._tell_queued(records, ended))
         answered: Future[list[StoredDecision]] = Future()
@@ -431,6 +426,11 @@ class Store:
             raise TooManyError(self._database.where, str(error), action="Try again") from error
         except WriterClosedError as error:
             raise self._database.fault("cannot be written", error) from error
+
+    def _keeper(
+        self, records: Sequence[DecisionRecord], seen: Seen | None
+    ) -> Callable[[sa.Connection], list[StoredDecision] | Refused]:
+        return decisions.keeper(records, seen, self._database.untouched_since)
 
     def _tell_waited(self, ended: Future[list[StoredDecision]]) -> None:
         if ended.exception() is None:
