@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -254,6 +255,25 @@ def test_a_store_that_is_down_answers_503_to_everybody(
 
     answers = at_once(project, work)
     assert {(one.status_code, one.headers["retry-after"]) for one in answers} == {(503, "2")}
+
+
+def test_a_group_leaves_nothing_behind_that_must_be_searched_for(project: Path) -> None:
+    """Else each would stay in memory until all is searched through, while everybody waits."""
+
+    async def work(ask: Ask) -> list[str]:
+        await asyncio.gather(*[ask(c) for c in shop.CUSTOMERS])
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        answers = await asyncio.gather(*[ask(c) for c in shop.CUSTOMERS])
+        assert {one.status_code for one in answers} == {200}
+        gc.collect()
+        return [name for one in gc.garbage if (name := type(one).__module__).startswith("nextbest")]
+
+    try:
+        assert at_once(project, work) == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
 
 
 # --- the line itself -----------------------------------------------------------------------------

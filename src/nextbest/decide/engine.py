@@ -144,9 +144,10 @@ class Decisions:
         """What `nextbest.decide.inputs` has written down so far of all customers together."""
         return {}
 
-    @cached_property
+    @property
     def answers(self) -> Answers:
-        """The answers to all customers."""
+        """The answers to all customers; made anew each time, so keep it where there are many."""
+        # Kept here, it and we would keep each other until somebody looks for garbage.
         return Answers(self)
 
     @cached_property

@@ -222,18 +222,21 @@ class Line(Generic[A]):
         if served.kept is None:
             self._end(loop, len(served.told))
         else:
-            self._when(loop, served.kept, lambda kept: self._kept(loop, rest, served, kept))
+            # Not `served` itself: it holds the future, and that would hold it in turn, with all
+            # that the group was made of, until somebody looks for garbage.
+            finish = served.finish
+            self._when(loop, served.kept, lambda kept: self._kept(loop, rest, finish, kept))
 
     def _kept(
         self,
         loop: asyncio.AbstractEventLoop,
         rest: list[Waiting[A]],
-        served: Served[A],
+        finish: Callable[[Future[Any]], Answers[A] | None],
         kept: Future[Any],
     ) -> None:
         answers: Answers[A] | None
         try:
-            answers = served.finish(kept)
+            answers = finish(kept)
         except Exception as error:  # or nobody would ever be served again
             answers = [(waiting, error) for waiting in rest]
         if answers is None:
