@@ -423,3 +423,29 @@ def test_whoever_comes_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -
             return [await wait_in(waits, n, "a", None) for n in range(3)]
 
     assert asyncio.run(run()) == [0, 1, 2]
+
+
+def test_who_does_not_ask_again_is_waited_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers who ask on their own would wait for each other for nothing."""
+    monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
+    monkeypatch.setattr(line, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(line, "LINGER_AGAIN", 4)
+    sizes: list[int] = []
+
+    def serve(group: list[Waiting[int]]) -> Served[int]:
+        sizes.append(len(group))
+        return Served([(waiting, waiting.asked) for waiting in group])
+
+    async def run() -> list[float]:
+        waits: Line[int] = Line(Turns(), serve, lambda: True)
+        loop, took = asyncio.get_running_loop(), []
+        for callers in [3, 1] * 8:
+            began = loop.time()
+            await asyncio.gather(*[wait_in(waits, n, f"c{n}", None) for n in range(callers)])
+            took.append(loop.time() - began)
+        return took
+
+    took = asyncio.run(run())
+    assert sizes == [3, 1] * 8
+    # One of three has come; four groups for whom nobody is waited; one of one; one of three.
+    assert [number for number, seconds in enumerate(took) if seconds > 0.15] == [1, 7, 13]
