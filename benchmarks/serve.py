@@ -111,13 +111,17 @@ class Bench:
 
     def latency(self) -> None:
         """Latency at half of what the server can take, requests due at random moments."""
-        with processes.ours(self.project) as (url, _):
-            most = processes.load(url, 64, self.given.seconds, self.questions)["per_second"]
-            found = processes.load(url, 128, 2 * self.given.seconds, self.questions, rate=most / 2)
+        seconds = self.given.seconds
+        with processes.hello(self.folder) as hello, processes.ours(self.project) as (url, _):
+            most = processes.load(url, 64, seconds, self.questions)["per_second"]
+            found = processes.load(url, 128, 2 * seconds, self.questions, rate=most / 2)
+            floor = processes.load(hello, 128, seconds, rate=most / 2)
         say(
             f"open loop at {most / 2:,.0f}/s, half of saturation: p50 {found['p50_ms']:.1f} ms, p99"
             f" {found['p99_ms']:.1f} ms (target 20, "
-            f"{'reached' if found['p99_ms'] < 20 else 'missed'})"
+            f"{'reached' if found['p99_ms'] < 20 else 'missed'}); a bare FastAPI hello, just as"
+            f" often: p50 {floor['p50_ms']:.1f} ms, p99 {floor['p99_ms']:.1f} ms, of which the load"
+            f" generator itself was up to {floor['late_p99_ms']:.1f} ms late"
         )
 
     def offers(self) -> None:

@@ -129,7 +129,7 @@ def test_every_customer_in_every_arm_gets_the_same_in_all_three_ways(
 
     # Ids decide what is drawn, so both servers get those of the batch; counting, once a minute by
     # the wall clock, must see the past alone.
-    monkeypatch.setattr("nextbest.serve.decisions.COUNTS_SECONDS", 1e9)
+    monkeypatch.setattr("nextbest.serve.learnt.COUNTS_SECONDS", 1e9)
 
     def client(store: str) -> TestClient:
         stores(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextbest.decide.engine import Decisions
+from nextbest.errors import StoreError
+from nextbest.serve import learnt as learnt_module
 from nextbest.serve.batch import situation_for
 from nextbest.serve.decisions import decide_for
-from nextbest.serve.learnt import learnt_of
+from nextbest.serve.learnt import Learnt, Remembered, learnt_of
 from nextbest.serve.recording import Filed, records_of
 from nextbest.serve.records import DecisionRecord, Outcome, Stake, Tally, naive_utc
 from nextbest.serve.runtime import State, load_state, open_store
@@ -408,3 +411,56 @@ prior_strength = 20
     then = round_of(state, store, 1)
     change = (then.probabilities - first.probabilities)[:, :3].mean(axis=0)
     assert change[1] < 0
+
+
+class Counted:
+    """Stands for the store: what is counted first is 1, then 2, ...; ``gate`` holds it up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.times, self.gate = 0.0, 0, threading.Event()
+        self.gate.set()
+        self.fault: Exception | None = None
+        monkeypatch.setattr(learnt_module, "learnt_of", self.count)
+        monkeypatch.setattr(learnt_module.time, "monotonic", lambda: self.now)
+
+    def count(self, store: object, rules: object, at: datetime) -> Learnt:
+        assert self.gate.wait(10)
+        if self.fault is not None:
+            raise self.fault
+        self.times += 1
+        return Learnt({"times": self.times})  # type: ignore[dict-item]
+
+
+def test_counts_are_those_of_the_last_minute_and_nobody_waits_for_the_next(
+    project: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_state(project).rules
+    counted, remembered = Counted(monkeypatch), Remembered()
+
+    def learnt(rules: Any = policy) -> int:
+        return int(remembered.learnt(store, rules, START).counts["times"])  # type: ignore[call-overload]
+
+    def end() -> None:
+        counted.gate.set()
+        assert remembered._thread is not None
+        remembered._thread.join()
+
+    assert [learnt(), learnt()] == [1, 1]
+    counted.now = 61.0
+    counted.gate.clear()
+    assert [learnt(), learnt()] == [1, 1]  # another thread counts now
+    end()
+    assert learnt() == 2
+    # Another policy, or counts of long ago: then whoever asks counts, and waits for it.
+    other = replace(policy, content_hash="other")
+    assert [learnt(other), learnt()] == [3, 4]
+    counted.now += 120.0
+    assert learnt() == 5
+    # What cannot be counted on the other thread is counted, and refused, a minute later.
+    counted.now += 61.0
+    counted.fault = StoreError("store", "it is down")
+    assert learnt() == 5
+    end()
+    counted.now += 60.0
+    with pytest.raises(StoreError, match="it is down"):
+        learnt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -258,6 +259,25 @@ def test_a_store_that_is_down_answers_503_to_everybody(
     assert {(one.status_code, one.headers["retry-after"]) for one in answers} == {(503, "2")}
 
 
+def test_a_group_leaves_nothing_behind_that_must_be_searched_for(project: Path) -> None:
+    """Else each would stay in memory until all is searched through, while everybody waits."""
+
+    async def work(ask: Ask) -> list[str]:
+        await asyncio.gather(*[ask(c) for c in shop.CUSTOMERS])
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        answers = await asyncio.gather(*[ask(c) for c in shop.CUSTOMERS])
+        assert {one.status_code for one in answers} == {200}
+        gc.collect()
+        return [name for one in gc.garbage if (name := type(one).__module__).startswith("nextbest")]
+
+    try:
+        assert at_once(project, work) == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
 # --- the line itself -----------------------------------------------------------------------------
 
 
@@ -405,3 +425,29 @@ def test_whoever_comes_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -
             return [await wait_in(waits, n, "a", None) for n in range(3)]
 
     assert asyncio.run(run()) == [0, 1, 2]
+
+
+def test_who_does_not_ask_again_is_waited_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers who ask on their own would wait for each other for nothing."""
+    monkeypatch.setattr(line, "LINGER_SHARE", 1e9)
+    monkeypatch.setattr(line, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(line, "LINGER_AGAIN", 4)
+    sizes: list[int] = []
+
+    def serve(group: list[Waiting[int]]) -> Served[int]:
+        sizes.append(len(group))
+        return Served([(waiting, waiting.asked) for waiting in group])
+
+    async def run() -> list[float]:
+        waits: Line[int] = Line(Turns(), serve, lambda: True)
+        loop, took = asyncio.get_running_loop(), []
+        for callers in [3, 1] * 8:
+            began = loop.time()
+            await asyncio.gather(*[wait_in(waits, n, f"c{n}", None) for n in range(callers)])
+            took.append(loop.time() - began)
+        return took
+
+    took = asyncio.run(run())
+    assert sizes == [3, 1] * 8
+    # One of three has come; four groups for whom nobody is waited; one of one; one of three.
+    assert [number for number, seconds in enumerate(took) if seconds > 0.15] == [1, 7, 13]

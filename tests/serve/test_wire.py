@@ -18,7 +18,7 @@ import shop
 from fastapi.testclient import TestClient
 from wired import listening
 
-from nextbest.serve import decisions
+from nextbest.serve import decisions, wire
 from nextbest.serve.api import create_app
 from nextbest.serve.auth import create_key
 from nextbest.serve.decisions import Decider
@@ -274,6 +274,24 @@ def test_what_breaks_inside_is_said_logged_and_counted_and_the_next_is_answered(
     assert [line["status"] for line in requests] == [200, 500, 200]
     assert requests[2]["decision_id"] == good.content["decision_id"]
     assert "secret-person" not in str(lines)
+
+
+def test_what_was_answered_is_logged_when_the_server_stops_and_counted_when_somebody_looks(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wire, "NOTE_SECONDS", 3_600.0)
+    with listening(create_app(project, insecure=True, clock=lambda: shop.NOW)) as address:
+        caller = Caller(address)
+        told = [caller.ask(request(question())) for _ in range(3)]
+        caller.send(b"GET /metrics HTTP/1.1\r\nHost: shop\r\n\r\n")
+        page = caller.answer().body.decode()
+        told.append(caller.ask(request(question())))
+        caller.socket.close()
+    counted = 'nextbest_http_requests_total{method="POST",route="/v1/decisions",status="200"} 3.0'
+    assert counted in page
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    ids = [line["decision_id"] for line in lines if line.get("route") == "/v1/decisions"]
+    assert ids == [one.content["decision_id"] for one in told]
 
 
 def test_whoever_waits_when_the_server_stops_is_answered(

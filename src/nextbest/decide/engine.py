@@ -139,9 +139,10 @@ class Decisions:
             for _, rule, _ in self.policy.context_weights
         ]
 
-    @cached_property
+    @property
     def answers(self) -> Answers:
-        """The answers to all customers."""
+        """The answers to all customers; made anew each time, so keep it where there are many."""
+        # Kept here, it and we would keep each other until somebody looks for garbage.
         return Answers(self)
 
     @cached_property

@@ -120,7 +120,9 @@ def create_app(
         # each time keep every request waiting for a tenth of a second.
         gc.freeze()
         watch = asyncio.create_task(_watch(runtime, door, sweeps))
-        yield {STATE: Desk(decider, door, known, room, requests)} if short_way else {}
+        desk = Desk(decider, door, known, room, requests)
+        yield {STATE: desk} if short_way else {}
+        desk.note()
         gc.unfreeze()
         watch.cancel()
         with suppress(asyncio.CancelledError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ from nextbest.errors import StoreError, did_you_mean
 from nextbest.serve import tracing
 from nextbest.serve.admission import check_time, deadline, is_late, too_late
 from nextbest.serve.audience import Past, past_of
-from nextbest.serve.learnt import Learnt, learnt_of
+from nextbest.serve.learnt import Learnt, Remembered, learnt_of
 from nextbest.serve.line import Line, Served, Turns, Waiting
 from nextbest.serve.problems import Problem, pointer
 from nextbest.serve.question import DecisionQuestion
@@ -44,8 +43,6 @@ __all__ = ["ATTEMPTS", "Decider", "Told", "decide_for", "new_decision_ids"]
 _KEY_SEPARATOR = "\x1f"
 # Each time that we must decide again, somebody else has decided for the same customer.
 ATTEMPTS = 100
-# Counting reads the whole contact log; a minute more or less of it changes no probability much.
-COUNTS_SECONDS = 60.0
 Question = DecisionQuestion | BatchRequest
 # The first digit of a UUID's fourth group: two bits that are fixed, and two of chance.
 _VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
@@ -212,8 +209,7 @@ class Decider:
         self._decisions = Series(metrics.decisions)
         self._turns = Turns()
         self._line: Line[Asked] = Line(self._turns, self._serve, self._quick)
-        self._counting = threading.Lock()
-        self._counted: tuple[str, float, Learnt] | None = None
+        self._remembered = Remembered()
 
     def one(self, question: DecisionQuestion) -> dict[str, Any]:
         """Decide for one customer and return the answer once it is on disk."""
@@ -436,7 +432,7 @@ class Decider:
         first = asked[0].question.context
         alike = all(one.question.context == first for one in asked)
         with self._metrics.stage("decide", _traces(asked)):
-            learnt = self._learnt(state, store, situation.decided_at)
+            learnt = self._remembered.learnt(store, state.rules, situation.decided_at)
             decisions = decide_for(
                 state,
                 store,
@@ -453,16 +449,6 @@ class Decider:
             records = records_of(state, decisions, filed)
         seen = past.rows(customer_ids) if state.policy.limits else None
         return _Made(state, decisions, records, seen)
-
-    def _learnt(self, state: State, store: Store, at: datetime) -> Learnt:
-        """Return how offers have done, counted again after a minute or with a new policy."""
-        with self._counting:
-            now, policy = time.monotonic(), state.rules.content_hash
-            last = self._counted
-            if last is None or last[0] != policy or now - last[1] >= COUNTS_SECONDS:
-                learnt = learnt_of(store, state.rules.tables.exploration, at)
-                last = self._counted = (policy, now, learnt)
-            return last[2]
 
     def _repeated(
         self,

@@ -31,6 +31,9 @@ LINE_LIMIT = 4_096
 # halves by turns: they are waited for, this share of the time that their answers took at most.
 LINGER_SHARE = 0.15
 LINGER_SECONDS = 0.004
+# Where fewer than half come back in that time callers ask on their own, and nobody is waited for
+# until so many groups later: then it is tried again.
+LINGER_AGAIN = 16
 
 A = TypeVar("A")
 
@@ -135,6 +138,9 @@ class Line(Generic[A]):
         self._began = 0.0
         # How many are waited for, until when by the loop's clock.
         self._wanted = 0
+        # How many waited already when others were told, and how many those were.
+        self._hoped: tuple[int, int] | None = None
+        self._in_vain = 0
         self._until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -170,6 +176,7 @@ class Line(Generic[A]):
             self._timer = None
         if self._busy:  # the timer was faster
             return
+        self._see_who_came()
         group = self._take()
         if not group:
             if self._waiting:
@@ -185,6 +192,13 @@ class Line(Generic[A]):
             self._thread = self._thread or ThreadPoolExecutor(1, "decider")
             done = self._thread.submit(self._serve, group)
             self._when(loop, done, lambda done: self._served(loop, group, done.result()))
+
+    def _see_who_came(self) -> None:
+        if self._hoped is not None:
+            before, told = self._hoped
+            self._hoped = None
+            if len(self._waiting) - before < told / 2:
+                self._in_vain = LINGER_AGAIN
 
     def _take(self) -> list[Waiting[A]]:
         group: list[Waiting[A]] = []
@@ -222,18 +236,21 @@ class Line(Generic[A]):
         if served.kept is None:
             self._end(loop, len(served.told))
         else:
-            self._when(loop, served.kept, lambda kept: self._kept(loop, rest, served, kept))
+            # Not `served` itself: it holds the future, and that would hold it in turn, with all
+            # that the group was made of, until somebody looks for garbage.
+            finish = served.finish
+            self._when(loop, served.kept, lambda kept: self._kept(loop, rest, finish, kept))
 
     def _kept(
         self,
         loop: asyncio.AbstractEventLoop,
         rest: list[Waiting[A]],
-        served: Served[A],
+        finish: Callable[[Future[Any]], Answers[A] | None],
         kept: Future[Any],
     ) -> None:
         answers: Answers[A] | None
         try:
-            answers = served.finish(kept)
+            answers = finish(kept)
         except Exception as error:  # or nobody would ever be served again
             answers = [(waiting, error) for waiting in rest]
         if answers is None:
@@ -247,10 +264,16 @@ class Line(Generic[A]):
 
     def _end(self, loop: asyncio.AbstractEventLoop, told: int) -> None:
         """Wait for those who were told, who may ask again, a moment at most."""
-        took = time.perf_counter() - self._began
-        self._wanted = min(GROUP_LIMIT, len(self._waiting) + told)
+        if self._in_vain:
+            self._in_vain -= 1
+            self._wanted, seconds = 0, 0.0
+        else:
+            took = time.perf_counter() - self._began
+            seconds = min(LINGER_SECONDS, LINGER_SHARE * took)
+            self._hoped = len(self._waiting), told
+            self._wanted = min(GROUP_LIMIT, len(self._waiting) + told)
         # Counted from when the answers are on their way, which comes next.
-        loop.call_soon(self._linger, loop, min(LINGER_SECONDS, LINGER_SHARE * took))
+        loop.call_soon(self._linger, loop, seconds)
 
     def _linger(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._busy = False

@@ -40,6 +40,9 @@ __all__ = ["STATE", "DecisionProtocol", "Desk"]
 STATE = "desk"
 """Under this name the state of an app's lifespan holds its `Desk`."""
 
+# By then the next group is decided and on its way to the disk, and there is time to write the log.
+NOTE_SECONDS = 0.005
+
 _PATH = PATH.encode()
 Headers = Sequence[tuple[bytes, bytes]]
 Reply = Callable[[int, str, bytes, Mapping[str, str]], None]
@@ -122,14 +125,16 @@ class Desk:
             reply(status, "application/json", found.content, {})
             more = {"decision_id": found.decision_id}
         if not self._ended:
-            # A group is answered in one go, and its lines are written in one go after it.
-            asyncio.get_running_loop().call_soon(self._note)
+            # A group is answered in one go, and its lines are written in one go.
+            asyncio.get_running_loop().call_later(NOTE_SECONDS, self.note)
         seconds = time.perf_counter() - start
         self._ended.append(Ended("POST", PATH, status, seconds, code, more))
 
-    def _note(self) -> None:
-        ended, self._ended = self._ended, []
-        self._requests.note(ended)
+    def note(self) -> None:
+        """Log and count what was answered since the last time."""
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._requests.note(ended)
 
 
 def _problem(error: Exception) -> Problem:
@@ -204,8 +209,11 @@ class DecisionProtocol(HttpToolsProtocol):
         """See which way a request goes."""
         if self._desk is not None and self.url == _PATH and self._is_usual():
             self._body = bytearray()
-        else:
-            super().on_headers_complete()
+            return
+        if self._desk is not None:
+            # Whoever asks for the metrics finds all in them that was answered before.
+            self._desk.note()
+        super().on_headers_complete()
 
     def _is_usual(self) -> bool:
         parser = self.parser

@@ -91,7 +91,7 @@ class Store:
                 self._database.lock(connection, [SCHEMA.name])
                 upgraded = schema.prepare(connection, self._database.where)
         except BaseException:
-            self._engine.dispose()
+            self._database.close()
             raise
         if upgraded is not None:
             log("store upgraded", schema_before=upgraded, schema_now=SCHEMA_VERSION)
@@ -404,7 +404,7 @@ class Store:
     def close(self) -> None:
         """Finish the writes that wait, then let go of the database."""
         self._writer.close()
-        self._engine.dispose()
+        self._database.close()
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` in the writer's next transaction and return when it is on disk."""

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, S
 
 from nextbest.errors import StoreError
 from nextbest.serve.store import driver
+from nextbest.serve.store.checkpoints import Checkpoints
 from nextbest.serve.store.faults import TooLateError
 from nextbest.serve.store.held import Held
 from nextbest.serve.store.rows import BACKENDS
@@ -70,7 +71,10 @@ class Database:
                 self.engine = self._sqlite(parsed, busy_timeout_ms)
             else:
                 self.engine = _postgresql(parsed, busy_timeout_ms)
-            self._held = Held(self.engine) if self.is_file else None
+            self._checkpoints = Checkpoints(self.engine) if self.is_file else None
+            self._held = (
+                Held(self.engine, self._checkpoints.committed) if self._checkpoints else None
+            )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise StoreError(
                 "store",
@@ -109,6 +113,12 @@ class Database:
         opened = self.engine.begin() if self._held is None else self._held.transaction()
         with opened as connection:
             yield connection
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+        self.engine.dispose()
 
     @property
     def is_file(self) -> bool:

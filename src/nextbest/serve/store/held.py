@@ -8,13 +8,14 @@ when another one has written: whoever reads where this process writes finds the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
 from nextbest.serve.store import driver
+from nextbest.serve.store.checkpoints import BACKSTOP_PAGES
 
 __all__ = ["Held"]
 
@@ -23,6 +24,8 @@ PRAGMAS = (
     "PRAGMA cache_size=-16384",
     # What SQLite notes of each page to undo one statement is small, and a file of its own is slow.
     "PRAGMA temp_store=MEMORY",
+    # Whoever commits is not to wait for `Checkpoints`' work, unless that cannot keep up.
+    f"PRAGMA wal_autocheckpoint={BACKSTOP_PAGES}",
 )
 
 
@@ -32,10 +35,12 @@ class Held:
     Parameters
     ----------
     engine: where connections come from; when it is disposed of, ours goes too.
+    committed: told of each transaction how many rows it has changed.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, committed: Callable[[int], None]) -> None:
         self._engine = engine
+        self._committed = committed
         self._lent = threading.Lock()
         self._connection: sa.Connection | None = None
         self._disposed = False
@@ -78,6 +83,7 @@ class Held:
             yield connection
             _end(connection)
             self._moment += 1
+            self._committed(own.total_changes - self._changes)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection | None]:
