@@ -44,6 +44,8 @@ Mask = npt.NDArray[np.bool_]
 
 _PERIOD_DAYS: Mapping[Period, float] = {"day": 2.0, "week": 8.0, "month": 32.0}
 _MICROSECONDS_PER_DAY = 86_400_000_000
+# Histories name the channels that somebody was contacted on: few sets of them come again and again.
+_HISTORIES = 64
 _PLURAL: Mapping[Kind, str] = {
     "contact": "contacts",
     "acceptance": "acceptances",
@@ -293,7 +295,14 @@ class Counts:
     @cached_property
     def reached(self) -> Mask:
         """Where the limit keeps an offer back: customers × offers."""
-        return (self.per_offer > _allowed(self.limit)) & (self.pool >= 0)
+        # Pools are fewer than offers; an offer outside them takes what the last one says, for now.
+        if self.own is None:
+            over = (self.counted > _allowed(self.limit)).take(self.pool, axis=1, mode="wrap")
+        else:
+            counted = self.counted.take(self.pool, axis=1, mode="wrap")
+            over = counted - self.own > _allowed(self.limit)
+        reached: Mask = over & (self.pool >= 0)
+        return reached
 
     def left(self) -> Ints:
         """How many more contacts the limit allows: customers × pools."""
@@ -327,8 +336,8 @@ class _Windows:
         lengths = [limit.length for limit in self.limits]
         self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
         self._periods = [row for row, one in enumerate(self.limits) if one.period is not None]
-        wanted = [{channel} if one.scope == "channel" else one.channels for one in self.limits]
-        self._wanted = [(row, names) for row, names in enumerate(wanted) if names]
+        self._wanted = [{channel} if one.scope == "channel" else one.channels for one in limits]
+        self._by_channels: dict[tuple[str, ...], Mask] = {}
 
     def inside(self, history: ContactHistory, decided_at: np.datetime64) -> Mask:
         """Which events each limit counts, limits × events."""
@@ -338,10 +347,19 @@ class _Windows:
         found: Mask = history.time >= since
         found &= history.time <= decided_at
         found &= history.kind == self._kinds
-        for row, names in self._wanted:
-            # The last place is for events on no channel (-1).
-            wanted = np.array([*(name in names for name in history.channels), False])
-            found[row] &= wanted[history.channel]
+        if any(self._wanted):
+            wanted = self._on(history.channels)
+            found &= wanted.take(history.channel, axis=1, mode="wrap")  # -1, for none, is the last
+        return found
+
+    def _on(self, channels: tuple[str, ...]) -> Mask:
+        """Which channels, and none, each limit counts the events of."""
+        found = self._by_channels.get(channels)
+        if found is None:
+            rows = [[*(not of or name in of for name in channels), not of] for of in self._wanted]
+            if len(self._by_channels) >= _HISTORIES:
+                self._by_channels.clear()
+            found = self._by_channels[channels] = np.array(rows)
         return found
 
 
