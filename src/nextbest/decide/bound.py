@@ -277,6 +277,17 @@ class BoundPolicy:
         return self._on_channel[channel]
 
     @cached_property
+    def _limit_fates(self) -> dict[str, npt.NDArray[np.int16]]:
+        return {}
+
+    def limit_fates(self, channel: str) -> npt.NDArray[np.int16]:
+        """The codes of what these limits do to offers."""
+        if channel not in self._limit_fates:
+            codes = [self.fates.small["contact_policy", name] for name in self.limits_on(channel).names]
+            self._limit_fates[channel] = np.array(codes, dtype=np.int16)
+        return self._limit_fates[channel]
+
+    @cached_property
     def _changes(self) -> list[datetime]:
         """The moments at which an offer starts or ends, or a lever ends."""
         offers = self.catalogue.catalogue.offers

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import bound as b
-from nextbest.decide import contact, holdout
+from nextbest.decide import contact, holdout, loops
 from nextbest.decide.arbitrate import (
     Chances,
     Choice,
@@ -87,6 +87,8 @@ class Choosing:
         """Choose, and write why each offer that was still in the running lost."""
         fates, policy, arm = self.run.fates, self.run.policy, self.lottery.arm
         limit = min(self.run.situation.limit, fates.shape[1])
+        if limit == 1 and self._is_plain() and loops.available():
+            return self._choose_one()
         running = self.worth if self.charge is None else self.worth - self.charge
         pools = self._pools(counts) if limit > 1 else []
         chances, lots = self._left_to_chance(limit)
@@ -98,6 +100,44 @@ class Choosing:
             self.run.remove(policy.fates.small[fate], out)
         np.copyto(fates, self._why_not(running, chosen), where=fates == 0)
         return choice
+
+    def _is_plain(self) -> bool:
+        """Whether the choice goes by worth, but for a share that is left to chance evenly."""
+        settings, arm = self.run.policy.policy.tables.exploration, self.lottery.arm
+        return (
+            settings.policy in ("greedy", "epsilon")
+            and settings.loss_budget is None
+            and not self.lottery.stopped
+            and self.charge is None
+            and self.allotted is None
+            and arm.present.isdisjoint(holdout.WAYS_OF_THEIR_OWN)
+        )
+
+    def _choose_one(self) -> Choice:
+        """Do the same for one slot in one compiled loop."""
+        run, arm = self.run, self.lottery.arm
+        settings, small = run.policy.policy.tables.exploration, run.policy.fates.small
+        explored = run.audience.known
+        if settings.policy == "greedy":
+            explored, lots = np.zeros_like(explored), np.zeros(len(explored))
+        else:
+            lots = self.lottery.lots(str(settings.salt), None, 1)[:, 0]
+        share = settings.max_loss_share
+        chosen, probability, chances, best = loops.choose_one(
+            run.fates,
+            self.worth,
+            run.policy.by_id,
+            explored,
+            lots,
+            settings.epsilon,
+            -1.0 if share is None else share,
+            self.values.expected_profit,
+            run.policy.fates.by_arm[arm.codes],
+            small[b.OUTRANKED],
+            small[b.NOT_DRAWN],
+            small[b.NOTHING_TO_GAIN],
+        )
+        return Choice(chosen, probability, chances, best, [])
 
     def _why_not(self, running: Floats, chosen: Ints) -> npt.NDArray[np.int16]:
         """Why the offers that could have been chosen were not, customers × offers."""

@@ -332,34 +332,38 @@ class _Windows:
     def __init__(self, limits: Sequence[Limit], channel: str) -> None:
         self.limits = limits
         kinds = [_KIND_CODES[limit.kind] for limit in self.limits]
-        self._kinds = np.array(kinds, dtype=np.int64).reshape(-1, 1)
+        self.kinds = np.array(kinds, dtype=np.int64)
         lengths = [limit.length for limit in self.limits]
-        self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
+        self._lengths = np.array(lengths, dtype="timedelta64[us]")
         self._periods = [row for row, one in enumerate(self.limits) if one.period is not None]
         self._wanted = [{channel} if one.scope == "channel" else one.channels for one in limits]
         self._by_channels: dict[tuple[str, ...], Mask] = {}
 
     def inside(self, history: ContactHistory, decided_at: np.datetime64) -> Mask:
         """Which events each limit counts, limits × events."""
+        found: Mask = history.time >= self.since(decided_at)[:, None]
+        found &= history.time <= decided_at
+        found &= history.kind == self.kinds[:, None]
+        wanted = self.on(history.channels)
+        found &= wanted.take(history.channel, axis=1, mode="wrap")  # -1, for none, is the last
+        return found
+
+    def since(self, decided_at: np.datetime64) -> Times:
+        """The first moment that each limit counts."""
         since = decided_at - self._lengths
         for row in self._periods:
             since[row] = self.limits[row].since(decided_at)
-        found: Mask = history.time >= since
-        found &= history.time <= decided_at
-        found &= history.kind == self._kinds
-        if any(self._wanted):
-            wanted = self._on(history.channels)
-            found &= wanted.take(history.channel, axis=1, mode="wrap")  # -1, for none, is the last
-        return found
+        return since
 
-    def _on(self, channels: tuple[str, ...]) -> Mask:
+    def on(self, channels: tuple[str, ...]) -> Mask:
         """Which channels, and none, each limit counts the events of."""
         found = self._by_channels.get(channels)
         if found is None:
             rows = [[*(not of or name in of for name in channels), not of] for of in self._wanted]
             if len(self._by_channels) >= _HISTORIES:
                 self._by_channels.clear()
-            found = self._by_channels[channels] = np.array(rows)
+            found = np.array(rows, dtype=bool).reshape(-1, len(channels) + 1)
+            self._by_channels[channels] = found
         return found
 
 
@@ -427,6 +431,25 @@ class ChannelLimits:
     def counted(self, history: ContactHistory, decided_at: np.datetime64) -> npt.NDArray[np.intp]:
         """Return the positions of the events that any of the limits counts."""
         return np.flatnonzero(self._windows.inside(history, decided_at).any(axis=0))
+
+    def windows(self, history: ContactHistory, decided_at: np.datetime64) -> tuple[Any, ...]:
+        """Which events count, as `loops.keep_back` reads it; an exclusion's events twice."""
+        windows = self._windows
+        since, until = windows.since(decided_at).view(np.int64), int(decided_at.view(np.int64))
+        wanted = windows.on(history.channels)
+        return windows.kinds, since, until, wanted, self._columns, self._width
+
+    @cached_property
+    def pools(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Where each limit's counts stand, as `loops.keep_back` reads it."""
+        own = [-1 if columns is None else columns.start for columns in self._own]
+        allowed = [_allowed(limit) for limit in self._limits]
+        return self._first[:-1], np.array(self._pool), np.array(own), np.array(allowed)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the limits."""
+        return [limit.name for limit in self._limits]
 
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
         if not len(history.customer):

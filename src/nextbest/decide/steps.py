@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import bound as b
-from nextbest.decide import contact, holdout
+from nextbest.decide import contact, holdout, loops
 from nextbest.decide.arbitrate import Floats, Values, expected_cost, expected_profit, weigh
 from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.explore import OfferCounts, reach
@@ -105,18 +105,34 @@ class Steps:
         for hours in self.policy.quiet_hours:
             if hours.applies_to(channel) and hours.quiet(utc(self.situation.decided_at)):
                 self.remove(small["contact_policy", hours.name], True)
-        if not len(self.audience.contacts.customer) and self.situation.limit == 1:
-            return []
-        counts = self.policy.limits_on(channel).count(
-            self.audience.contacts,
-            len(self.fates),
-            self.frame.moment,
-            idle=self.situation.limit > 1,  # only further slots ask how much is left
+        history, limits = self.audience.contacts, self.policy.limits_on(channel)
+        if self.situation.limit == 1:  # only further slots ask how much is left
+            if not len(history.customer) or not limits.names:
+                return []
+            if loops.available():
+                self._keep_back(history, limits)
+                return []
+        counts = limits.count(
+            history, len(self.fates), self.frame.moment, idle=self.situation.limit > 1
         )
         for counted in counts:
             if not counted.idle:
                 self.remove(small["contact_policy", counted.limit.name], counted.reached)
         return counts
+
+    def _keep_back(self, history: contact.ContactHistory, limits: contact.ChannelLimits) -> None:
+        """Remove offers that a limit keeps back, without a table of what it counted."""
+        loops.keep_back(
+            self.fates,
+            history.customer,
+            history.offer,
+            history.channel,
+            history.time.view(np.int64),
+            history.kind,
+            *limits.windows(history, self.frame.moment),
+            *limits.pools,
+            self.policy.limit_fates(self.situation.channel),
+        )
 
     def consent(self) -> npt.NDArray[np.bool_]:
         """Who may be contacted on the channel."""

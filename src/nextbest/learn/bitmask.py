@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from nextbest.learn.compiling import available, compiled
 from nextbest.learn.forest import CATEGORICAL, MISSING_LEFT, ZERO, ZERO_IS_MISSING, Forest, Nodes
 
 __all__ = ["Catalogue", "RowScorer", "TreeScorer", "available", "sum_terms"]
@@ -34,33 +35,11 @@ try:
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
-except ImportError:  # an installation without it decides as well, only slower
+except ImportError:  # see `nextbest.learn.compiling`
     numba = None
 
 
-def available() -> bool:
-    """Say whether trees can be compiled here."""
-    return numba is not None and not numba.config.DISABLE_JIT
-
-
 # ------------------------------------------------------------------ kernels
-
-
-def _compiled(signature: Any) -> Wrapper:
-    """Compile when this module loads, or read what was compiled before.
-
-    Numba keeps its cache beside this file; where it may not write there, in the user's own cache
-    folder, or where ``NUMBA_CACHE_DIR`` says. Where none can be written it compiles at each start.
-    """
-
-    def wrap(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-        try:
-            return numba.njit(signature, cache=True, **options)(function)
-        except (RuntimeError, OSError):
-            return numba.njit(signature, **options)(function)
-
-    return wrap
 
 
 if available():
@@ -148,7 +127,7 @@ if available():
             x[2 * k] = value
             x[2 * k + 1] = -np.inf if value != value else value
 
-    @_compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2))
+    @compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2))
     def _fold(
         full: Any,
         start: Any, place: Any, threshold: Any, left: Any, right: Any,
@@ -169,7 +148,7 @@ if available():
             )  # fmt: skip
         return out
 
-    @_compiled(
+    @compiled(
         types.float64[:, ::1](
             _F2, _F3, types.int64, *_PLAIN, *_NODES, *_NODES, _I1, _F1, _U1, _U2, _I1, _U1, _I2
         )
@@ -267,7 +246,7 @@ if available():
             total += terms[i]
         return total
 
-    @_compiled(types.float64[:, ::1](_F2, _F2, _F3, _I1, _I1, _I1, _I2))
+    @compiled(types.float64[:, ::1](_F2, _F2, _F3, _I1, _I1, _I1, _I2))
     def _sum_terms(
         customers: Any, offers: Any, pairs: Any, c_at: Any, o_at: Any, p_at: Any, plan: Any
     ) -> Any:
