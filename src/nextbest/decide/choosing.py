@@ -123,7 +123,14 @@ class Choosing:
         else:
             lots = self.lottery.lots(str(settings.salt), None, 1)[:, 0]
         share = settings.max_loss_share
-        chosen, probability, chances, best = loops.choose_one(
+        n, m = self.worth.shape
+        chosen, best = np.empty((n, 1), dtype=np.int64), np.empty((n, 1), dtype=np.int64)
+        probability, chances = np.empty((n, 1)), np.empty((n, m + 1))
+        loops.choose_one(
+            chosen,
+            probability,
+            chances,
+            best,
             run.fates,
             self.worth,
             run.policy.by_id,

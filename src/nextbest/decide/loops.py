@@ -58,29 +58,26 @@ if available():
                         fates[i, j] = codes[limit]
 
     @compiled(
-        "Tuple((int64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1]))("
+        "void(int64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1],"
         "int16[:,::1], float64[:,::1], int64[:], boolean[:], float64[:],"
-        "float64, float64, float64[:,:], int16[:], int16, int16, int16)",
+        "float64, float64, float64[:,:], int16[:], int16, int16, int16)"
     )
     def choose_one(
+        chosen: Any, probability: Any, chances: Any, best: Any,
         fates: Any, worth: Any, order: Any, explored: Any, lots: Any,
         epsilon: float, share: float, profit: Any,
         made: Any, outranked: int, not_drawn: int, nothing_to_gain: int,
-    ) -> Any:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Draw one offer or none for each customer, and write the fate of all that were open.
 
-        Parameters: ``fates`` (n, m); ``worth`` (n, m), -inf where an offer is out; ``order`` (m,)
+        Parameters: what to write, as `arbitrate.Choice` has it, ``chosen`` (n, 1), ``probability``
+        (n, 1), ``chances`` (n, m + 1) and ``best`` (n, 1); ``fates`` (n, m); ``worth`` (n, m), -inf where an offer is out; ``order`` (m,)
         positions of the offers in the order of their ids; ``explored`` (n,) for whom part is left
         to chance, and ``lots`` (n,); ``epsilon`` how much; ``share`` of the ``profit`` (n, m) that
         this may cost (below 0: any); ``made`` (n,) the fate of the offer that is chosen; the other
         fates.
-
-        Returns: as `arbitrate.Choice` has them, chosen (n, 1), probability (n, 1), chances
-        (n, m + 1) and best (n, 1).
         """
         n, m = worth.shape
-        chosen, best = np.empty((n, 1), np.int64), np.empty((n, 1), np.int64)
-        probability, chances = np.empty((n, 1)), np.empty((n, m + 1))
         leading, vector, earned = np.zeros(m + 1), np.empty(m + 1), np.empty(m)
         for i in range(n):
             leader, highest = m, 0.0
@@ -142,4 +139,3 @@ if available():
                         fates[i, j] = outranked
                     else:
                         fates[i, j] = not_drawn
-        return chosen, probability, chances, best

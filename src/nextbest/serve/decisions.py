@@ -141,12 +141,15 @@ def check_question(state: State, question: Question) -> None:
         raise Problem("invalid-request", first, errors=faults)
 
 
+_TYPES: Mapping[str, type] = {"number": float, "string": str, "boolean": bool}
+
+
 def _fits(value: object, kind: str) -> bool:
     if value is None:
         return True
     if kind == "timestamp":
         return isinstance(value, str) and _is_moment(value)
-    return isinstance(value, {"number": float, "string": str, "boolean": bool}[kind])
+    return isinstance(value, _TYPES[kind])
 
 
 def _is_moment(text: str) -> bool:
