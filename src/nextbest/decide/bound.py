@@ -283,7 +283,9 @@ class BoundPolicy:
     def limit_fates(self, channel: str) -> npt.NDArray[np.int16]:
         """The codes of what these limits do to offers."""
         if channel not in self._limit_fates:
-            codes = [self.fates.small["contact_policy", name] for name in self.limits_on(channel).names]
+            codes = [
+                self.fates.small["contact_policy", name] for name in self.limits_on(channel).names
+            ]
             self._limit_fates[channel] = np.array(codes, dtype=np.int16)
         return self._limit_fates[channel]
 

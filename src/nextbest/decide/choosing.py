@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import bound as b
-from nextbest.decide import contact, holdout, loops
+from nextbest.decide import contact, holdout
 from nextbest.decide.arbitrate import (
     Chances,
     Choice,
@@ -25,7 +25,7 @@ from nextbest.decide.arbitrate import (
 from nextbest.decide.explore import Earnings, Explorer, OfferCounts, beliefs, uniform
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.holdout import Assigned
-from nextbest.decide.steps import Steps
+from nextbest.decide.steps import Steps, compiled_loops
 
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
@@ -87,8 +87,10 @@ class Choosing:
         """Choose, and write why each offer that was still in the running lost."""
         fates, policy, arm = self.run.fates, self.run.policy, self.lottery.arm
         limit = min(self.run.situation.limit, fates.shape[1])
-        if limit == 1 and self._is_plain() and loops.available():
-            return self._choose_one()
+        if limit == 1 and self._is_plain():
+            loops = compiled_loops()
+            if loops is not None:
+                return self._choose_one(loops.choose_one)
         running = self.worth if self.charge is None else self.worth - self.charge
         pools = self._pools(counts) if limit > 1 else []
         chances, lots = self._left_to_chance(limit)
@@ -113,7 +115,7 @@ class Choosing:
             and arm.present.isdisjoint(holdout.WAYS_OF_THEIR_OWN)
         )
 
-    def _choose_one(self) -> Choice:
+    def _choose_one(self, loop: Callable[..., None]) -> Choice:
         """Do the same for one slot in one compiled loop."""
         run, arm = self.run, self.lottery.arm
         settings, small = run.policy.policy.tables.exploration, run.policy.fates.small
@@ -126,7 +128,7 @@ class Choosing:
         n, m = self.worth.shape
         chosen, best = np.empty((n, 1), dtype=np.int64), np.empty((n, 1), dtype=np.int64)
         probability, chances = np.empty((n, 1)), np.empty((n, m + 1))
-        loops.choose_one(
+        loop(
             chosen,
             probability,
             chances,

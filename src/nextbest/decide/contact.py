@@ -99,7 +99,7 @@ class ContactHistory:
     def build(
         cls,
         customer_ids: Sequence[str],
-        offer_ids: Sequence[str],
+        offer_ids: Sequence[str] | Mapping[str, int],
         *,
         customer_id: Sequence[str],
         offer_id: Sequence[str | None],
@@ -112,7 +112,7 @@ class ContactHistory:
         Parameters
         ----------
         customer_ids: ids of the audience, in its order.
-        offer_ids: ids of the catalogue, in its order.
+        offer_ids: ids of the catalogue, in its order, or with their positions.
         customer_id, offer_id, channel, time, kind: one entry per event; offer and channel may be
             None (a purchase has neither); times are UTC.
 
@@ -121,7 +121,9 @@ class ContactHistory:
         DataError: a kind of event that we do not know.
         """
         rows = {c: i for i, c in enumerate(customer_ids)}
-        offers: Mapping[str | None, int] = {o: i for i, o in enumerate(offer_ids)}
+        offers: Any = offer_ids
+        if not isinstance(offer_ids, Mapping):
+            offers = {o: i for i, o in enumerate(offer_ids)}
         channels = tuple(sorted({c for c in channel if c is not None}))
         kinds = [_KIND_CODES.get(name, -1) for name in kind]
         if -1 in kinds:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nextbest.learn.compiling import available, compiled
+from nextbest.learn.compiling import available, compiled, inlined
 
 __all__ = ["available", "choose_one", "keep_back"]
 
@@ -57,6 +57,55 @@ if available():
                     if events > allowed[limit]:
                         fates[i, j] = codes[limit]
 
+    @inlined
+    def _leader(row: Any, order: Any) -> int:
+        """The place, in the order of the ids, of the best offer; behind the last where none is."""
+        leader, highest = len(order), 0.0
+        for k in range(len(order)):
+            if row[order[k]] > highest:
+                leader, highest = k, row[order[k]]
+        return leader
+
+    @inlined
+    def _explore(vector: Any, leading: Any, row: Any, order: Any, epsilon: float) -> None:
+        """As `explore.epsilon`: some probability to each that is in the running, and to none."""
+        m, possible = len(order), 1.0
+        for j in range(m):
+            if np.isfinite(row[j]):
+                possible += 1.0
+        each = epsilon * (1.0 / possible)
+        for k in range(m):
+            free = each if np.isfinite(row[order[k]]) else 0.0
+            vector[k] = free + (1.0 - epsilon) * leading[k]
+        vector[m] = each + (1.0 - epsilon) * leading[m]
+
+    @inlined
+    def _guard(vector: Any, leading: Any, profit: Any, order: Any, share: float) -> None:
+        """As `explore.guard`: mix the leader in, until the rest costs no more than a share."""
+        best, earned = 0.0, 0.0
+        for k in range(len(order)):
+            amount = profit[order[k]] if np.isfinite(profit[order[k]]) else 0.0
+            best += leading[k] * amount
+            earned += vector[k] * amount
+        loses, may_lose = best - earned, share * max(best, 0.0)
+        if loses > may_lose:
+            weight = may_lose / loses
+            for k in range(len(vector)):
+                vector[k] = (1.0 - weight) * leading[k] + weight * vector[k]
+
+    @inlined
+    def _draw(vector: Any, lot: float) -> int:
+        """As `arbitrate.choose`: the first place at which the probabilities so far pass the lot."""
+        total = 0.0
+        for k in range(len(vector)):
+            total += vector[k]
+        so_far = 0.0
+        for k in range(len(vector)):
+            so_far += vector[k]
+            if so_far > lot * total:
+                return k
+        return 0
+
     @compiled(
         "void(int64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1],"
         "int16[:,::1], float64[:,::1], int64[:], boolean[:], float64[:],"
@@ -70,72 +119,38 @@ if available():
     ) -> None:  # fmt: skip
         """Draw one offer or none for each customer, and write the fate of all that were open.
 
-        Parameters: what to write, as `arbitrate.Choice` has it, ``chosen`` (n, 1), ``probability``
-        (n, 1), ``chances`` (n, m + 1) and ``best`` (n, 1); ``fates`` (n, m); ``worth`` (n, m), -inf where an offer is out; ``order`` (m,)
-        positions of the offers in the order of their ids; ``explored`` (n,) for whom part is left
-        to chance, and ``lots`` (n,); ``epsilon`` how much; ``share`` of the ``profit`` (n, m) that
-        this may cost (below 0: any); ``made`` (n,) the fate of the offer that is chosen; the other
-        fates.
+        Parameters: what to write, as `arbitrate.Choice` has it: ``chosen``, ``probability`` and
+        ``best`` (n, 1), ``chances`` (n, m + 1); and into ``fates`` (n, m). ``worth`` (n, m), -inf
+        where an offer is out; ``order`` (m,) the offers in the order of their ids; ``explored``
+        (n,) for whom a share ``epsilon`` is left to chance, and their ``lots`` (n,); ``share`` of
+        the ``profit`` (n, m) that this may cost at most (below 0: any). ``made`` (n,) the fate of
+        the offer that is chosen, then those of others.
         """
         n, m = worth.shape
-        leading, vector, earned = np.zeros(m + 1), np.empty(m + 1), np.empty(m)
+        leading, vector = np.zeros(m + 1), np.empty(m + 1)
         for i in range(n):
-            leader, highest = m, 0.0
-            for k in range(m):
-                if worth[i, order[k]] > highest:
-                    leader, highest = k, worth[i, order[k]]
+            leader = _leader(worth[i], order)
             leading[leader] = 1.0
             if explored[i]:
-                possible = 1.0  # no offer is
-                for j in range(m):
-                    if np.isfinite(worth[i, j]):
-                        possible += 1.0
-                each = epsilon * (1.0 / possible)
-                for k in range(m):
-                    free = each if np.isfinite(worth[i, order[k]]) else 0.0
-                    vector[k] = free + (1.0 - epsilon) * leading[k]
-                vector[m] = each + (1.0 - epsilon) * leading[m]
+                _explore(vector, leading, worth[i], order, epsilon)
                 if share >= 0.0:
-                    for k in range(m):
-                        amount = profit[i, order[k]]
-                        earned[k] = amount if np.isfinite(amount) else 0.0
-                    best_earns = leading[0] * earned[0]
-                    earns = vector[0] * earned[0]
-                    for k in range(1, m):
-                        best_earns += leading[k] * earned[k]
-                        earns += vector[k] * earned[k]
-                    loses, may_lose = best_earns - earns, share * max(best_earns, 0.0)
-                    if loses > may_lose:
-                        weight = may_lose / loses
-                        for k in range(m + 1):
-                            vector[k] = (1.0 - weight) * leading[k] + weight * vector[k]
+                    _guard(vector, leading, profit[i], order, share)
             else:
                 vector[:] = leading
             leading[leader] = 0.0
-            total = vector[0]
-            for k in range(1, m + 1):
-                total += vector[k]
-            lot, drawn, so_far = lots[i] * total, 0, vector[0]
-            while drawn < m and not so_far > lot:
-                drawn += 1
-                so_far += vector[drawn]
-            if not so_far > lot:
-                drawn = 0
+            drawn = _draw(vector, lots[i])
             for k in range(m):
                 chances[i, order[k]] = vector[k]
             chances[i, m] = vector[m]
             probability[i, 0] = vector[drawn]
-            chosen[i, 0] = order[drawn] if drawn < m else -1
             best[i, 0] = order[leader] if leader < m else -1
-            last = 0.0
+            chosen[i, 0], last = -1, 0.0
             if drawn < m:
-                last = worth[i, order[drawn]]
+                chosen[i, 0], last = order[drawn], worth[i, order[drawn]]
                 fates[i, order[drawn]] = made[i]
             for j in range(m):
                 if fates[i, j] == 0:
                     if worth[i, j] <= 0.0:
                         fates[i, j] = nothing_to_gain
-                    elif worth[i, j] <= last:
-                        fates[i, j] = outranked
                     else:
-                        fates[i, j] = not_drawn
+                        fates[i, j] = outranked if worth[i, j] <= last else not_drawn

@@ -6,15 +6,17 @@ customers × offers, so that a customer alone gets what a million at once would.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import bound as b
-from nextbest.decide import contact, holdout, loops
+from nextbest.decide import contact, holdout
 from nextbest.decide.arbitrate import Floats, Values, expected_cost, expected_profit, weigh
 from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.explore import OfferCounts, reach
@@ -26,13 +28,24 @@ from nextbest.decide.rules import Positions
 if TYPE_CHECKING:
     from nextbest.decide.engine import Ration
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "compiled_loops"]
 
 _EVERY = slice(None)
 # For so few customers each call of NumPy takes longer than what it does to their offers.
 _FEW = 256
 _ENDLESS = np.full((1, 1), np.inf)
 _ENDLESS.setflags(write=False)
+
+
+@cache
+def compiled_loops() -> ModuleType | None:
+    """Return `nextbest.decide.loops`, or None where nothing can be compiled.
+
+    The first call takes a second, and many where nothing was compiled before.
+    """
+    from nextbest.decide import loops
+
+    return loops if loops.available() else None
 
 
 @dataclass(frozen=True)
@@ -109,8 +122,9 @@ class Steps:
         if self.situation.limit == 1:  # only further slots ask how much is left
             if not len(history.customer) or not limits.names:
                 return []
-            if loops.available():
-                self._keep_back(history, limits)
+            loops = compiled_loops()
+            if loops is not None:
+                self._keep_back(history, limits, loops.keep_back)
                 return []
         counts = limits.count(
             history, len(self.fates), self.frame.moment, idle=self.situation.limit > 1
@@ -120,14 +134,19 @@ class Steps:
                 self.remove(small["contact_policy", counted.limit.name], counted.reached)
         return counts
 
-    def _keep_back(self, history: contact.ContactHistory, limits: contact.ChannelLimits) -> None:
-        """Remove offers that a limit keeps back, without a table of what it counted."""
-        loops.keep_back(
+    def _keep_back(
+        self,
+        history: contact.ContactHistory,
+        limits: contact.ChannelLimits,
+        loop: Callable[..., None],
+    ) -> None:
+        """Remove offers that a limit keeps back, in one compiled loop."""
+        loop(
             self.fates,
             history.customer,
             history.offer,
             history.channel,
-            history.time.view(np.int64),
+            history.time.astype("datetime64[us]", copy=False).view(np.int64),
             history.kind,
             *limits.windows(history, self.frame.moment),
             *limits.pools,
@@ -256,7 +275,7 @@ class Steps:
 
 def _same_for_all(holds: Any) -> bool:
     """Whether a rule says the same of all its offers."""
-    return holds.ndim < 2 or holds.shape[1] == 1
+    return bool(holds.ndim < 2 or holds.shape[1] == 1)
 
 
 def _filled(values: Floats, shape: tuple[int, ...]) -> Floats:

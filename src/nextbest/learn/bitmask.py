@@ -12,7 +12,6 @@ This is the one module of the room that knows Numba; without it `available` is f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -21,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from nextbest.learn.compiling import available, compiled
+from nextbest.learn.compiling import Wrapper, available, compiled, inlined
 from nextbest.learn.forest import CATEGORICAL, MISSING_LEFT, ZERO, ZERO_IS_MISSING, Forest, Nodes
 
 __all__ = ["Catalogue", "RowScorer", "TreeScorer", "available", "sum_terms"]
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
-Wrapper = Callable[[Callable[..., Any]], Any]
 
 try:
     import numba
@@ -55,7 +53,6 @@ if available():
     _NODES = (_I1, _F1, _U2, _W2, _B1)
     _PLAIN = (_I1, _I1, _F1, _U1, _U1)
     _intrinsic: Wrapper = intrinsic
-    _inlined: Wrapper = numba.njit(error_model="numpy", inline="always")
 
     @_intrinsic
     def _lowest_bit(typing_context: Any, word: Any) -> Any:
@@ -66,12 +63,12 @@ if available():
 
         return types.int64(types.uint64), generate
 
-    @_inlined
+    @inlined
     def _goes_left(x: float, threshold: float, flags: int) -> Any:
         missing = (x != x) | ((x == 0.0) & ((flags & ZERO_IS_MISSING) != 0))
         return (flags & MISSING_LEFT) != 0 if missing else x <= threshold
 
-    @_inlined
+    @inlined
     def _in_set(x: float, bits: Any, first: int, last: int) -> Any:
         # Fractions are cut off; what LightGBM's int cannot hold is in no set.
         if not (-1.0 < x < 2147483648.0):
@@ -82,11 +79,11 @@ if available():
             return False
         return ((bits[word] >> np.uint32(category & 31)) & np.uint32(1)) != 0
 
-    @_inlined
+    @inlined
     def _snapped(x: float) -> float:
         return 0.0 if -ZERO <= x <= ZERO else x
 
-    @_inlined
+    @inlined
     def _answer(x: float, a: int, threshold: Any, keep: Any, meta: Any, bits: Any) -> Any:
         """Leaves that split a leaves reachable for the value x."""
         flags = meta[a, 2]
@@ -96,7 +93,7 @@ if available():
             left = _goes_left(x, threshold[a], flags)
         return keep[a, 1] if left else keep[a, 0]
 
-    @_inlined
+    @inlined
     def _narrow(
         reach: Any, x: Any, kept: Any,
         start: Any, place: Any, threshold: Any, left: Any, right: Any,
@@ -119,7 +116,7 @@ if available():
             value = x[2 * s_meta[a, 1]]
             reach[s_meta[a, 0]] &= _answer(value, a, s_threshold, s_keep, s_meta, s_bits)
 
-    @_inlined
+    @inlined
     def _spread(x: Any, row: Any) -> None:
         """Put a row's values where splits find them: each twice, see `_plain`."""
         for k in range(len(row)):
@@ -127,7 +124,7 @@ if available():
             x[2 * k] = value
             x[2 * k + 1] = -np.inf if value != value else value
 
-    @compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2))
+    @compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2), nogil=True)
     def _fold(
         full: Any,
         start: Any, place: Any, threshold: Any, left: Any, right: Any,
@@ -151,7 +148,8 @@ if available():
     @compiled(
         types.float64[:, ::1](
             _F2, _F3, types.int64, *_PLAIN, *_NODES, *_NODES, _I1, _F1, _U1, _U2, _I1, _U1, _I2
-        )
+        ),
+        nogil=True,
     )
     def _sums(
         customers: Any, pairs: Any, m: int,
@@ -221,7 +219,7 @@ if available():
                     total[j] += value[np.uint64(class_of[t, j])]
         return out
 
-    @_inlined
+    @inlined
     def _block(terms: Any, first: int, n: int) -> Any:
         """Add up at most 128 terms as NumPy does: in eights."""
         if n < 8:
@@ -246,7 +244,7 @@ if available():
             total += terms[i]
         return total
 
-    @compiled(types.float64[:, ::1](_F2, _F2, _F3, _I1, _I1, _I1, _I2))
+    @compiled(types.float64[:, ::1](_F2, _F2, _F3, _I1, _I1, _I1, _I2), nogil=True)
     def _sum_terms(
         customers: Any, offers: Any, pairs: Any, c_at: Any, o_at: Any, p_at: Any, plan: Any
     ) -> Any:

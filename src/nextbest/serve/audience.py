@@ -134,8 +134,13 @@ class Past:
             "responses": (who, when, what),
         }
 
-    def history(self, customer_ids: Sequence[str], offer_ids: Sequence[str]) -> ContactHistory:
-        """As the contact policy reads it: outcomes that say neither yes nor no are left out."""
+    def history(
+        self, customer_ids: Sequence[str], offer_ids: Sequence[str] | Mapping[str, int]
+    ) -> ContactHistory:
+        """As the contact policy reads it: outcomes that say neither yes nor no are left out.
+
+        ``offer_ids`` as `ContactHistory.build` takes them.
+        """
         contacts, outcomes = self.contacts, self.outcomes
         told = [i for i, name in enumerate(outcomes.types) if name in _KINDS]
         if not contacts.at and not told:

@@ -90,7 +90,7 @@ def decide_for(
     news = state.shaper.news(customer_ids, past, situation.decided_at)
     if state.rules.tables.contact.count_history:
         past = past.joined(state.shaper.warehouse(customer_ids))
-    contacts = past.history(customer_ids, state.shaper.offer_ids)
+    contacts = past.history(customer_ids, state.catalogue.places)
     audience = state.shaper.audience(customer_ids, contacts, news)
     return decide(
         audience,
