@@ -248,6 +248,18 @@ class BoundPolicy:
         return among
 
     @cached_property
+    def weighed(self) -> tuple[npt.NDArray[np.bool_], ...]:
+        """For each context weight, (1, m) the offers that it is for."""
+        return tuple(self._among(offers)[None] for _, _, offers in self.context_weights)
+
+    @cached_property
+    def ones(self) -> npt.NDArray[np.float64]:
+        """(1, m) the weight of offers where no context weighs; not to be written to."""
+        row = np.ones((1, len(self.by_id)))
+        row.setflags(write=False)
+        return row
+
+    @cached_property
     def held_out_offers(self) -> tuple[tuple[str, int, float], ...]:
         """Offers that some customers are held out of, with their positions and shares."""
         ids, shares = self.catalogue.offer_ids, self.policy.tables.holdout.offers
@@ -263,6 +275,19 @@ class BoundPolicy:
             n_offers = len(self.by_id)
             self._on_channel[channel] = ChannelLimits(self.limits, self.groups, n_offers, channel)
         return self._on_channel[channel]
+
+    @cached_property
+    def _limit_fates(self) -> dict[str, npt.NDArray[np.int16]]:
+        return {}
+
+    def limit_fates(self, channel: str) -> npt.NDArray[np.int16]:
+        """The codes of what these limits do to offers."""
+        if channel not in self._limit_fates:
+            codes = [
+                self.fates.small["contact_policy", name] for name in self.limits_on(channel).names
+            ]
+            self._limit_fates[channel] = np.array(codes, dtype=np.int16)
+        return self._limit_fates[channel]
 
     @cached_property
     def _changes(self) -> list[datetime]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from nextbest.decide.arbitrate import (
 from nextbest.decide.explore import Earnings, Explorer, OfferCounts, beliefs, uniform
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.holdout import Assigned
-from nextbest.decide.steps import Steps
+from nextbest.decide.steps import Steps, compiled_loops
 
 if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
@@ -87,6 +87,10 @@ class Choosing:
         """Choose, and write why each offer that was still in the running lost."""
         fates, policy, arm = self.run.fates, self.run.policy, self.lottery.arm
         limit = min(self.run.situation.limit, fates.shape[1])
+        if limit == 1 and self._is_plain():
+            loops = compiled_loops()
+            if loops is not None:
+                return self._choose_one(loops.choose_one)
         running = self.worth if self.charge is None else self.worth - self.charge
         pools = self._pools(counts) if limit > 1 else []
         chances, lots = self._left_to_chance(limit)
@@ -98,6 +102,51 @@ class Choosing:
             self.run.remove(policy.fates.small[fate], out)
         np.copyto(fates, self._why_not(running, chosen), where=fates == 0)
         return choice
+
+    def _is_plain(self) -> bool:
+        """Whether the choice goes by worth, but for a share that is left to chance evenly."""
+        settings, arm = self.run.policy.policy.tables.exploration, self.lottery.arm
+        return (
+            settings.policy in ("greedy", "epsilon")
+            and settings.loss_budget is None
+            and not self.lottery.stopped
+            and self.charge is None
+            and self.allotted is None
+            and arm.present.isdisjoint(holdout.WAYS_OF_THEIR_OWN)
+        )
+
+    def _choose_one(self, loop: Callable[..., None]) -> Choice:
+        """Do the same for one slot in one compiled loop."""
+        run, arm = self.run, self.lottery.arm
+        settings, small = run.policy.policy.tables.exploration, run.policy.fates.small
+        explored = run.audience.known
+        if settings.policy == "greedy":
+            explored, lots = np.zeros_like(explored), np.zeros(len(explored))
+        else:
+            lots = self.lottery.lots(str(settings.salt), None, 1)[:, 0]
+        share = settings.max_loss_share
+        n, m = self.worth.shape
+        chosen, best = np.empty((n, 1), dtype=np.int64), np.empty((n, 1), dtype=np.int64)
+        probability, chances = np.empty((n, 1)), np.empty((n, m + 1))
+        loop(
+            chosen,
+            probability,
+            chances,
+            best,
+            run.fates,
+            self.worth,
+            run.policy.by_id,
+            explored,
+            lots,
+            settings.epsilon,
+            -1.0 if share is None else share,
+            self.values.expected_profit,
+            run.policy.fates.by_arm[arm.codes],
+            small[b.OUTRANKED],
+            small[b.NOT_DRAWN],
+            small[b.NOTHING_TO_GAIN],
+        )
+        return Choice(chosen, probability, chances, best, [])
 
     def _why_not(self, running: Floats, chosen: Ints) -> npt.NDArray[np.int16]:
         """Why the offers that could have been chosen were not, customers × offers."""

@@ -44,6 +44,8 @@ Mask = npt.NDArray[np.bool_]
 
 _PERIOD_DAYS: Mapping[Period, float] = {"day": 2.0, "week": 8.0, "month": 32.0}
 _MICROSECONDS_PER_DAY = 86_400_000_000
+# Histories name the channels that somebody was contacted on: few sets of them come again and again.
+_HISTORIES = 64
 _PLURAL: Mapping[Kind, str] = {
     "contact": "contacts",
     "acceptance": "acceptances",
@@ -97,7 +99,7 @@ class ContactHistory:
     def build(
         cls,
         customer_ids: Sequence[str],
-        offer_ids: Sequence[str],
+        offer_ids: Sequence[str] | Mapping[str, int],
         *,
         customer_id: Sequence[str],
         offer_id: Sequence[str | None],
@@ -110,7 +112,7 @@ class ContactHistory:
         Parameters
         ----------
         customer_ids: ids of the audience, in its order.
-        offer_ids: ids of the catalogue, in its order.
+        offer_ids: ids of the catalogue, in its order, or with their positions.
         customer_id, offer_id, channel, time, kind: one entry per event; offer and channel may be
             None (a purchase has neither); times are UTC.
 
@@ -119,7 +121,9 @@ class ContactHistory:
         DataError: a kind of event that we do not know.
         """
         rows = {c: i for i, c in enumerate(customer_ids)}
-        offers: Mapping[str | None, int] = {o: i for i, o in enumerate(offer_ids)}
+        offers: Any = offer_ids
+        if not isinstance(offer_ids, Mapping):
+            offers = {o: i for i, o in enumerate(offer_ids)}
         channels = tuple(sorted({c for c in channel if c is not None}))
         kinds = [_KIND_CODES.get(name, -1) for name in kind]
         if -1 in kinds:
@@ -293,7 +297,14 @@ class Counts:
     @cached_property
     def reached(self) -> Mask:
         """Where the limit keeps an offer back: customers × offers."""
-        return (self.per_offer > _allowed(self.limit)) & (self.pool >= 0)
+        # Pools are fewer than offers; an offer outside them takes what the last one says, for now.
+        if self.own is None:
+            over = (self.counted > _allowed(self.limit)).take(self.pool, axis=1, mode="wrap")
+        else:
+            counted = self.counted.take(self.pool, axis=1, mode="wrap")
+            over = counted - self.own > _allowed(self.limit)
+        reached: Mask = over & (self.pool >= 0)
+        return reached
 
     def left(self) -> Ints:
         """How many more contacts the limit allows: customers × pools."""
@@ -323,25 +334,38 @@ class _Windows:
     def __init__(self, limits: Sequence[Limit], channel: str) -> None:
         self.limits = limits
         kinds = [_KIND_CODES[limit.kind] for limit in self.limits]
-        self._kinds = np.array(kinds, dtype=np.int64).reshape(-1, 1)
+        self.kinds = np.array(kinds, dtype=np.int64)
         lengths = [limit.length for limit in self.limits]
-        self._lengths = np.array(lengths, dtype="timedelta64[us]").reshape(-1, 1)
+        self._lengths = np.array(lengths, dtype="timedelta64[us]")
         self._periods = [row for row, one in enumerate(self.limits) if one.period is not None]
-        wanted = [{channel} if one.scope == "channel" else one.channels for one in self.limits]
-        self._wanted = [(row, names) for row, names in enumerate(wanted) if names]
+        self._wanted = [{channel} if one.scope == "channel" else one.channels for one in limits]
+        self._by_channels: dict[tuple[str, ...], Mask] = {}
 
     def inside(self, history: ContactHistory, decided_at: np.datetime64) -> Mask:
         """Which events each limit counts, limits × events."""
+        found: Mask = history.time >= self.since(decided_at)[:, None]
+        found &= history.time <= decided_at
+        found &= history.kind == self.kinds[:, None]
+        wanted = self.on(history.channels)
+        found &= wanted.take(history.channel, axis=1, mode="wrap")  # -1, for none, is the last
+        return found
+
+    def since(self, decided_at: np.datetime64) -> Times:
+        """The first moment that each limit counts."""
         since = decided_at - self._lengths
         for row in self._periods:
             since[row] = self.limits[row].since(decided_at)
-        found: Mask = history.time >= since
-        found &= history.time <= decided_at
-        found &= history.kind == self._kinds
-        for row, names in self._wanted:
-            # The last place is for events on no channel (-1).
-            wanted = np.array([*(name in names for name in history.channels), False])
-            found[row] &= wanted[history.channel]
+        return since
+
+    def on(self, channels: tuple[str, ...]) -> Mask:
+        """Which channels, and none, each limit counts the events of."""
+        found = self._by_channels.get(channels)
+        if found is None:
+            rows = [[*(not of or name in of for name in channels), not of] for of in self._wanted]
+            if len(self._by_channels) >= _HISTORIES:
+                self._by_channels.clear()
+            found = np.array(rows, dtype=bool).reshape(-1, len(channels) + 1)
+            self._by_channels[channels] = found
         return found
 
 
@@ -409,6 +433,25 @@ class ChannelLimits:
     def counted(self, history: ContactHistory, decided_at: np.datetime64) -> npt.NDArray[np.intp]:
         """Return the positions of the events that any of the limits counts."""
         return np.flatnonzero(self._windows.inside(history, decided_at).any(axis=0))
+
+    def windows(self, history: ContactHistory, decided_at: np.datetime64) -> tuple[Any, ...]:
+        """Which events count, as `loops.keep_back` reads it; an exclusion's events twice."""
+        windows = self._windows
+        since, until = windows.since(decided_at).view(np.int64), int(decided_at.view(np.int64))
+        wanted = windows.on(history.channels)
+        return windows.kinds, since, until, wanted, self._columns, self._width
+
+    @cached_property
+    def pools(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Where each limit's counts stand, as `loops.keep_back` reads it."""
+        own = [-1 if columns is None else columns.start for columns in self._own]
+        allowed = [_allowed(limit) for limit in self._limits]
+        return self._first[:-1], np.array(self._pool), np.array(own), np.array(allowed)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the limits."""
+        return [limit.name for limit in self._limits]
 
     def _table(self, history: ContactHistory, n_customers: int, decided_at: np.datetime64) -> Ints:
         if not len(history.customer):

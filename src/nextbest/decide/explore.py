@@ -69,9 +69,11 @@ def epsilon(running: Floats, free: Mask, share: float, best: Floats | None = Non
     share: how much is left to chance, from 0 to 1.
     best: what `greedy` returns, where that is known.
     """
-    anything = _spread(free, no_offer=True)
+    vector = _spread(free, no_offer=True)
     best = greedy(running) if best is None else best
-    return (1.0 - share) * best + share * anything
+    vector *= share
+    vector += (1.0 - share) * best
+    return vector
 
 
 def softmax(running: Floats, free: Mask, temperature: float) -> Floats:
@@ -302,10 +304,10 @@ def _normalised(weights: Floats) -> Floats:
 def _spread(offers: Mask, *, no_offer: bool) -> Floats:
     """Share probability evenly among some offers, and no offer if asked or where none is."""
     n, m = offers.shape
-    allowed = np.empty((n, m + 1), dtype=bool)
-    allowed[:, :m] = offers
-    allowed[:, m] = no_offer or ~offers.any(axis=1)
-    shares: Floats = allowed / allowed.sum(axis=1, keepdims=True)
+    shares = np.empty((n, m + 1))
+    shares[:, :m] = offers
+    shares[:, m] = no_offer or ~offers.any(axis=1)
+    shares /= shares.sum(axis=1, keepdims=True)
     return shares
 
 

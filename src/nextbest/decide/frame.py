@@ -186,23 +186,30 @@ class Frame:
         self._pairs: dict[str, Any] = {"propensity": audience.propensity}
         self._offers = {**audience.offer_columns, **catalogue.own_values}
         self.moment = stamp(at.decided_at)
-        self._context = _context(policy, at, contexts, self.moment)
+        # What is the same for all offers, as it was first read: customers' columns and the context.
+        self._shared = _context(policy, at, contexts, self.moment)
 
     def with_pairs(self, columns: Mapping[str, npt.NDArray[np.float64]]) -> Frame:
         """The same with values that have been computed, as an objective reads them by name."""
         more = copy(self)
         more._pairs = {**self._pairs, **columns}
+        more._shared = {name: self._shared[name] for name in self._shared.keys() - columns.keys()}
         more._columns = self._with_values
         return more
 
     def lookup(self, offers: Positions) -> Lookup:
         """Return a function from column name to values for some offers."""
 
+        shared = self._shared
+
         def get(name: str) -> Any:
+            if name in shared:
+                return shared[name]
             column = self._columns[name]
             try:
                 if column.source == "customer":
-                    return self._customers[name][:, None]
+                    found = shared[name] = self._customers[name][:, None]
+                    return found
                 if column.source == "pair":
                     pairs = self._pairs[name] if name in self._pairs else self._given_pairs[name]
                     return pairs[:, offers] if isinstance(offers, slice) else pairs.take(offers, 1)
@@ -212,7 +219,7 @@ class Frame:
                 raise DataError(
                     "audience", f'column "{name}" is missing', action="A rule names it."
                 ) from None
-            return self._context[name] if column.source == "context" else column.value
+            return column.value
 
         return get
 

@@ -35,11 +35,11 @@ def uniforms(
     One number in [0, 1) for each name. 52 bits, so that a total of probabilities that is a rounding
     away from 1 still exceeds it after scaling (see `arbitrate.choose`).
     """
-    start = _start(salt, purpose, about)
+    copy = _start(salt, purpose, about).copy
     digests = []
     for name in names:
-        one = start.copy()
-        one.update(name.encode(errors="surrogatepass"))
+        one = copy()
+        one.update(name.encode("utf-8", "surrogatepass"))
         digests.append(one.digest())
     bits = np.frombuffer(b"".join(digests), dtype=">u8") >> np.uint64(64 - _BITS)
     return bits.astype(np.float64) * 2.0**-_BITS

@@ -462,6 +462,11 @@ class BoundCatalogue:
     rules: tuple[NamedRule, ...]
     own_values: Mapping[str, npt.NDArray[Any]]
 
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each offer stands, by its id."""
+        return {offer_id: at for at, offer_id in enumerate(self.offer_ids)}
+
     def sound(self, amounts: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.bool_]:
         """Where costs are not negative and shares are from 0 to 1; not where they are unknown.
 

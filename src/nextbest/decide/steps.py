@@ -6,8 +6,10 @@ customers × offers, so that a customer alone gets what a million at once would.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +28,24 @@ from nextbest.decide.rules import Positions
 if TYPE_CHECKING:
     from nextbest.decide.engine import Ration
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "compiled_loops"]
 
 _EVERY = slice(None)
 # For so few customers each call of NumPy takes longer than what it does to their offers.
 _FEW = 256
+_ENDLESS = np.full((1, 1), np.inf)
+_ENDLESS.setflags(write=False)
+
+
+@cache
+def compiled_loops() -> ModuleType | None:
+    """Return `nextbest.decide.loops`, or None where nothing can be compiled.
+
+    The first call takes a second, and many where nothing was compiled before.
+    """
+    from nextbest.decide import loops
+
+    return loops if loops.available() else None
 
 
 @dataclass(frozen=True)
@@ -82,13 +97,12 @@ class Steps:
     def rules(self) -> None:
         """Remove offers whose rules are not satisfied; rules say nothing about strangers."""
         for code, named, concerned in self.policy.rules_in_order:
-            lost = ~named.rule.holds(self.frame.lookup(named.offers))
-            if self.known is not None:
-                lost = self.known & lost
-            if not lost.any():
+            holds = named.rule.holds(self.frame.lookup(named.offers))
+            if holds.all():
                 continue
-            if (lost.ndim < 2 or lost.shape[1] == 1) and len(self.fates) <= _FEW:
-                # The same for all of the rule's offers, and quicker than picking these out.
+            lost = ~holds if self.known is None else self.known & ~holds
+            if _same_for_all(lost) and len(self.fates) <= _FEW:
+                # Quicker than picking out the rule's offers.
                 self.remove(code, lost & concerned)
             else:
                 self.remove(code, lost, named.offers)
@@ -104,18 +118,40 @@ class Steps:
         for hours in self.policy.quiet_hours:
             if hours.applies_to(channel) and hours.quiet(utc(self.situation.decided_at)):
                 self.remove(small["contact_policy", hours.name], True)
-        if not len(self.audience.contacts.customer) and self.situation.limit == 1:
-            return []
-        counts = self.policy.limits_on(channel).count(
-            self.audience.contacts,
-            len(self.fates),
-            self.frame.moment,
-            idle=self.situation.limit > 1,  # only further slots ask how much is left
+        history, limits = self.audience.contacts, self.policy.limits_on(channel)
+        if self.situation.limit == 1:  # only further slots ask how much is left
+            if not len(history.customer) or not limits.names:
+                return []
+            loops = compiled_loops()
+            if loops is not None:
+                self._keep_back(history, limits, loops.keep_back)
+                return []
+        counts = limits.count(
+            history, len(self.fates), self.frame.moment, idle=self.situation.limit > 1
         )
         for counted in counts:
             if not counted.idle:
                 self.remove(small["contact_policy", counted.limit.name], counted.reached)
         return counts
+
+    def _keep_back(
+        self,
+        history: contact.ContactHistory,
+        limits: contact.ChannelLimits,
+        loop: Callable[..., None],
+    ) -> None:
+        """Remove offers that a limit keeps back, in one compiled loop."""
+        loop(
+            self.fates,
+            history.customer,
+            history.offer,
+            history.channel,
+            history.time.astype("datetime64[us]", copy=False).view(np.int64),
+            history.kind,
+            *limits.windows(history, self.frame.moment),
+            *limits.pools,
+            self.policy.limit_fates(self.situation.channel),
+        )
 
     def consent(self) -> npt.NDArray[np.bool_]:
         """Who may be contacted on the channel."""
@@ -149,7 +185,7 @@ class Steps:
         small = self.policy.fates.small
         if not sound.all():
             self.remove(small[b.UNKNOWN_VALUE], self._of_known(~sound))
-        ceiling = np.full((1, 1), np.inf)
+        ceiling = _ENDLESS
         if self.policy.ceiling is not None:
             ceiling = self._cost_ceiling(self.policy.ceiling)
             # A ceiling that is unknown, because clv is, allows nothing.
@@ -169,6 +205,8 @@ class Steps:
     def _objective(self, computed: Mapping[str, Floats]) -> Floats:
         """What the policy maximises, customers × offers."""
         shape, formula = self.fates.shape, self.policy.objective
+        if formula.text in computed:  # one of these numbers as it is
+            return _filled(computed[formula.text], shape)
         read = {name: computed[name] for name in computed.keys() & formula.columns}
         pairs = {name: _filled(value, shape) for name, value in read.items()}
         get = self.frame.with_pairs(pairs).lookup(_EVERY)
@@ -192,15 +230,19 @@ class Steps:
         return value
 
     def _context_weight(self) -> Floats:
-        n, m = self.fates.shape
-        weight = np.ones((n if self.policy.context_weights else 1, m))
-        for one, rule, offers in self.policy.context_weights:
+        weight = self.policy.ones
+        for (one, rule, offers), concerned in zip(
+            self.policy.context_weights, self.policy.weighed, strict=True
+        ):
             holds = rule.holds(self.frame.lookup(offers))
-            factor = np.where(holds, one.multiplier, 1.0)
-            if isinstance(offers, slice):
-                weight *= factor
+            if not holds.any():
+                continue
+            if _same_for_all(holds):
+                factor = np.where(holds & concerned, one.multiplier, 1.0)
             else:
-                weight[:, offers] *= factor
+                factor = np.ones(self.fates.shape)
+                factor[:, offers] = np.where(holds, one.multiplier, 1.0)
+            weight = factor if weight is self.policy.ones else weight * factor
         return weight
 
     def hold_out_of_offers(self) -> None:
@@ -229,6 +271,11 @@ class Steps:
         if ration is not None:
             code = self.policy.fates.small[b.USED_UP]
             self.remove(code, ~ration.open & ~ration.settled[:, None])
+
+
+def _same_for_all(holds: Any) -> bool:
+    """Whether a rule says the same of all its offers."""
+    return bool(holds.ndim < 2 or holds.shape[1] == 1)
 
 
 def _filled(values: Floats, shape: tuple[int, ...]) -> Floats:

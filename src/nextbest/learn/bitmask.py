@@ -12,7 +12,6 @@ This is the one module of the room that knows Numba; without it `available` is f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -21,46 +20,24 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from nextbest.learn.compiling import Wrapper, available, compiled, inlined
 from nextbest.learn.forest import CATEGORICAL, MISSING_LEFT, ZERO, ZERO_IS_MISSING, Forest, Nodes
 
 __all__ = ["Catalogue", "RowScorer", "TreeScorer", "available", "sum_terms"]
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
-Wrapper = Callable[[Callable[..., Any]], Any]
 
 try:
     import numba
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
-except ImportError:  # an installation without it decides as well, only slower
+except ImportError:  # see `nextbest.learn.compiling`
     numba = None
 
 
-def available() -> bool:
-    """Say whether trees can be compiled here."""
-    return numba is not None and not numba.config.DISABLE_JIT
-
-
 # ------------------------------------------------------------------ kernels
-
-
-def _compiled(signature: Any) -> Wrapper:
-    """Compile when this module loads, or read what was compiled before.
-
-    Numba keeps its cache beside this file; where it may not write there, in the user's own cache
-    folder, or where ``NUMBA_CACHE_DIR`` says. Where none can be written it compiles at each start.
-    """
-
-    def wrap(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-        try:
-            return numba.njit(signature, cache=True, **options)(function)
-        except (RuntimeError, OSError):
-            return numba.njit(signature, **options)(function)
-
-    return wrap
 
 
 if available():
@@ -76,7 +53,6 @@ if available():
     _NODES = (_I1, _F1, _U2, _W2, _B1)
     _PLAIN = (_I1, _I1, _F1, _U1, _U1)
     _intrinsic: Wrapper = intrinsic
-    _inlined: Wrapper = numba.njit(error_model="numpy", inline="always")
 
     @_intrinsic
     def _lowest_bit(typing_context: Any, word: Any) -> Any:
@@ -87,12 +63,12 @@ if available():
 
         return types.int64(types.uint64), generate
 
-    @_inlined
+    @inlined
     def _goes_left(x: float, threshold: float, flags: int) -> Any:
         missing = (x != x) | ((x == 0.0) & ((flags & ZERO_IS_MISSING) != 0))
         return (flags & MISSING_LEFT) != 0 if missing else x <= threshold
 
-    @_inlined
+    @inlined
     def _in_set(x: float, bits: Any, first: int, last: int) -> Any:
         # Fractions are cut off; what LightGBM's int cannot hold is in no set.
         if not (-1.0 < x < 2147483648.0):
@@ -103,11 +79,11 @@ if available():
             return False
         return ((bits[word] >> np.uint32(category & 31)) & np.uint32(1)) != 0
 
-    @_inlined
+    @inlined
     def _snapped(x: float) -> float:
         return 0.0 if -ZERO <= x <= ZERO else x
 
-    @_inlined
+    @inlined
     def _answer(x: float, a: int, threshold: Any, keep: Any, meta: Any, bits: Any) -> Any:
         """Leaves that split a leaves reachable for the value x."""
         flags = meta[a, 2]
@@ -117,7 +93,7 @@ if available():
             left = _goes_left(x, threshold[a], flags)
         return keep[a, 1] if left else keep[a, 0]
 
-    @_inlined
+    @inlined
     def _narrow(
         reach: Any, x: Any, kept: Any,
         start: Any, place: Any, threshold: Any, left: Any, right: Any,
@@ -140,7 +116,7 @@ if available():
             value = x[2 * s_meta[a, 1]]
             reach[s_meta[a, 0]] &= _answer(value, a, s_threshold, s_keep, s_meta, s_bits)
 
-    @_inlined
+    @inlined
     def _spread(x: Any, row: Any) -> None:
         """Put a row's values where splits find them: each twice, see `_plain`."""
         for k in range(len(row)):
@@ -148,7 +124,7 @@ if available():
             x[2 * k] = value
             x[2 * k + 1] = -np.inf if value != value else value
 
-    @_compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2))
+    @compiled(types.uint64[:, ::1](_U1, *_PLAIN, *_NODES, _F2), nogil=True)
     def _fold(
         full: Any,
         start: Any, place: Any, threshold: Any, left: Any, right: Any,
@@ -169,10 +145,11 @@ if available():
             )  # fmt: skip
         return out
 
-    @_compiled(
+    @compiled(
         types.float64[:, ::1](
             _F2, _F3, types.int64, *_PLAIN, *_NODES, *_NODES, _I1, _F1, _U1, _U2, _I1, _U1, _I2
-        )
+        ),
+        nogil=True,
     )
     def _sums(
         customers: Any, pairs: Any, m: int,
@@ -242,7 +219,7 @@ if available():
                     total[j] += value[np.uint64(class_of[t, j])]
         return out
 
-    @_inlined
+    @inlined
     def _block(terms: Any, first: int, n: int) -> Any:
         """Add up at most 128 terms as NumPy does: in eights."""
         if n < 8:
@@ -267,7 +244,7 @@ if available():
             total += terms[i]
         return total
 
-    @_compiled(types.float64[:, ::1](_F2, _F2, _F3, _I1, _I1, _I1, _I2))
+    @compiled(types.float64[:, ::1](_F2, _F2, _F3, _I1, _I1, _I1, _I2), nogil=True)
     def _sum_terms(
         customers: Any, offers: Any, pairs: Any, c_at: Any, o_at: Any, p_at: Any, plan: Any
     ) -> Any:

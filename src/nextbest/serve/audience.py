@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -80,8 +79,11 @@ class Past:
 
     def rows(self, customer_ids: Sequence[str]) -> Seen:
         """How many contacts and outcomes there were of each customer, for `record_decisions`."""
-        found = Counter(chain(self.contacts.customer_ids, self.outcomes.customer_ids))
-        return Seen({name: found.get(name, 0) for name in customer_ids}, self.moment)
+        found = dict.fromkeys(customer_ids, 0)
+        for name in chain(self.contacts.customer_ids, self.outcomes.customer_ids):
+            if name in found:
+                found[name] += 1
+        return Seen(found, self.moment)
 
     def without(self, decision_ids: Collection[str]) -> Past:
         """The same without some decisions and what came of them."""
@@ -132,8 +134,13 @@ class Past:
             "responses": (who, when, what),
         }
 
-    def history(self, customer_ids: Sequence[str], offer_ids: Sequence[str]) -> ContactHistory:
-        """As the contact policy reads it: outcomes that say neither yes nor no are left out."""
+    def history(
+        self, customer_ids: Sequence[str], offer_ids: Sequence[str] | Mapping[str, int]
+    ) -> ContactHistory:
+        """As the contact policy reads it: outcomes that say neither yes nor no are left out.
+
+        ``offer_ids`` as `ContactHistory.build` takes them.
+        """
         contacts, outcomes = self.contacts, self.outcomes
         told = [i for i, name in enumerate(outcomes.types) if name in _KINDS]
         if not contacts.at and not told:

@@ -86,7 +86,7 @@ def decide_for(
     news = state.shaper.news(customer_ids, past, situation.decided_at)
     if state.rules.tables.contact.count_history:
         past = past.joined(state.shaper.warehouse(customer_ids))
-    contacts = past.history(customer_ids, state.shaper.offer_ids)
+    contacts = past.history(customer_ids, state.catalogue.places)
     audience = state.shaper.audience(customer_ids, contacts, news)
     return decide(
         audience,
@@ -137,12 +137,15 @@ def check_question(state: State, question: Question) -> None:
         raise Problem("invalid-request", first, errors=faults)
 
 
+_TYPES: Mapping[str, type] = {"number": float, "string": str, "boolean": bool}
+
+
 def _fits(value: object, kind: str) -> bool:
     if value is None:
         return True
     if kind == "timestamp":
         return isinstance(value, str) and _is_moment(value)
-    return isinstance(value, {"number": float, "string": str, "boolean": bool}[kind])
+    return isinstance(value, _TYPES[kind])
 
 
 def _is_moment(text: str) -> bool:

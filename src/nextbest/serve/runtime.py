@@ -22,6 +22,7 @@ from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy, load_serving
+from nextbest.decide.steps import compiled_loops
 from nextbest.errors import ArtifactError, ConfigError, DataError, NextbestError, StoreError
 from nextbest.serve import approvals, archive, lastgood
 from nextbest.serve.audience import ANSWERS, Shaper, known_columns
@@ -248,6 +249,7 @@ def _assembled(
     _require_contacts(bundle, policy)
     _require_fair_models(bundle, policy)
     bound_catalogue, bound_policy = bind(catalogue, policy, known_columns(bundle))
+    compiled_loops()  # now, and not while somebody waits for a decision
     shaper = Shaper(bundle, bound_catalogue.offer_ids, erased)
     try:
         prices, damage = read_prices(folder), None
