@@ -93,6 +93,9 @@ def alike(one: Decisions, other: Decisions) -> None:
     order=st.permutations(OFFERS),
     share=st.sampled_from([None, 0.0, 0.3, 1.0]),
     costs=st.sampled_from([None, 0.0, 0.1, 1.0]),
+    # With the second many are worth the same.
+    objective=st.sampled_from(["expected_profit", "round(expected_profit / 3)"]),
+    at_a_loss=st.booleans(),
     held_out=st.booleans(),
     hot=st.booleans(),
 )
@@ -102,19 +105,21 @@ def test_one_offer_is_chosen_alike(
     order: list[dict[str, Any]],
     share: float | None,
     costs: float | None,
+    objective: str,
+    at_a_loss: bool,
     held_out: bool,
     hot: bool,
 ) -> None:
     """Ties, strangers, offers out of the order of their ids; greedy, epsilon, and what it costs."""
-    sections: dict[str, Any] = {"contact": LIMITS}
+    sections: dict[str, Any] = {"contact": LIMITS, "arbitration": {"objective": objective}}
     if share is not None:
         sections["exploration"] = explored(share, costs)
     if held_out:
         sections |= {"holdout": {"salt": SALT, "share": 0.2}, "arms": {"salt": SALT, **ARMS}}
-    people = random_people(seed, n)
-    if seed % 2:  # of as many equals as can be: the first by id wins
-        people = replace(people, propensity=np.round(people.propensity, 1))
-    compiled, plain, ran = both_ways(people, order, rules(**sections), hot)
+    if at_a_loss:  # the best of them, too
+        order = [{**one, "contact_cost": 5.0 * at} for at, one in enumerate(order, start=1)]
+        sections["arbitration"] = {"objective": f"{objective} + 30"}
+    compiled, plain, ran = both_ways(random_people(seed, n), order, rules(**sections), hot)
     assert ran[-1] == "choose_one"
     alike(compiled, plain)
 
