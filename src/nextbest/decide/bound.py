@@ -175,13 +175,11 @@ class BoundPolicy:
         return [[i for i, at in numbered if concerns(at, offer)] for offer in offers]
 
     @cached_property
-    def rules_by_fate(self) -> dict[tuple[str, str, int], NamedRule]:
-        """The rule that removes an offer, by step, name and the offer's position."""
-        found: dict[tuple[str, str, int], NamedRule] = {}
-        every = np.arange(len(self.catalogue.offer_ids))
-        for named in (*self.rules, *self.catalogue.rules):
-            for offer in every[named.offers].tolist():
-                found.setdefault((named.step, named.name, offer), named)
+    def rules_by_fate(self) -> dict[tuple[str, str], list[tuple[NamedRule, npt.NDArray[np.bool_]]]]:
+        """The rules of each step and name, in their order, with the (m,) offers they are for."""
+        found: dict[tuple[str, str], list[tuple[NamedRule, npt.NDArray[np.bool_]]]] = {}
+        for _, named, concerned in self.rules_in_order:
+            found.setdefault((named.step, named.name), []).append((named, concerned))
         return found
 
     @cached_property

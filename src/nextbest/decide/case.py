@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
 
 __all__ = ["Case", "consent_in_words", "why"]
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 class Case:
@@ -45,16 +48,19 @@ class Case:
         """Where and when the offers will be shown."""
         return self.of.situation_of(self.row)
 
-    def _lookup(self, offer: int) -> Lookup:
-        """What rules and formulas read of this customer and one offer."""
-        get = self.of.frame.lookup(slice(offer, offer + 1))
+    def _lookup(self, offers: list[int] | Ints) -> Lookup:
+        """What rules and formulas read of this customer and some offers."""
+        get = self.of.frame.lookup(slice(None))
         own = slice(self.row, self.row + 1)
 
-        def of_this(name: str) -> Any:
+        def of_these(name: str) -> Any:
             values = get(name)
-            return values[own] if isinstance(values, np.ndarray) and len(values) > 1 else values
+            if not isinstance(values, np.ndarray):
+                return values
+            values = values[own] if len(values) > 1 else values
+            return values[:, offers] if values.shape[1] > 1 else values
 
-        return of_this
+        return of_these
 
     def fate(self, offer: int) -> tuple[str, str]:
         """What became of an offer: step and reason."""
@@ -91,7 +97,7 @@ class Case:
         return {"step": step, "passed": all(rule["passed"] for rule in found), "rules": found}
 
     def _rule(self, source: str, named: NamedRule, offer: int) -> dict[str, Any]:
-        get = self._lookup(offer)
+        get = self._lookup([offer])
         clauses = named.rule.explain(get, lambda name: plain(get(name)))
         return {
             "rule": named.name,
@@ -101,22 +107,50 @@ class Case:
             "clauses": clauses,
         }
 
-    def _why_ruled_out(self, offer: int) -> str:
-        """How the rule that removed an offer came out."""
-        named = self.of.policy.rules_by_fate[(*self.fate(offer), offer)]
-        key = ("rule", named.step, named.rule.text)
-        said = self._said.get(key)
-        if said is None:
-            said = why({"step": named.step, "rules": [self._rule("", named, offer)]})
-            columns = self.of.catalogue.columns
-            own = any(
-                columns[name].source in ("pair", "offer")
-                for name in named.rule.columns & columns.keys()
-            )
-            # What depends on the customer alone comes out alike for all offers of the rule.
-            if not own:
-                self._said[key] = said
-        return said
+    def _ruled_out(self, fate: tuple[str, str], lost: Mask) -> list[str]:
+        """How the rules came out that removed some offers, all at one step and by one name."""
+        said = np.empty(len(lost), dtype=object)
+        left = lost.copy()
+        for named, concerned in self.of.policy.rules_by_fate[fate]:
+            offers = (left & concerned).nonzero()[0]
+            if offers.size:
+                # Policy and offer may call a rule by the same name: the first that failed counts.
+                failed, why = self._failed(named, offers)
+                said[failed] = why
+                left[failed] = False
+        found: list[str] = said[lost].tolist()
+        return found
+
+    def _failed(self, named: NamedRule, offers: Ints) -> tuple[Ints, list[str]]:
+        """Those of some offers for which a rule failed, and what of it was not true."""
+        columns = self.of.catalogue.columns
+        sources = {columns[name].source for name in named.rule.columns & columns.keys()}
+        if not sources.isdisjoint(("pair", "offer")):
+            return self._failed_each(named, offers)
+        # What depends on the customer alone comes out alike for all of them.
+        one, why = self._failed_each(named, offers[:1])
+        return (offers, why * len(offers)) if one.size else (one, why)
+
+    def _failed_each(self, named: NamedRule, offers: Ints) -> tuple[Ints, list[str]]:
+        get, clauses = self._lookup(offers), named.rule.clauses
+        with np.errstate(all="ignore"):
+            masks = [clause.term.run(get) for clause in clauses]
+        true, false = ([_each(mask, len(offers)) for mask in half] for half in zip(*masks, strict=True))
+        values: dict[str, list[Any]] = {}
+        failed, why = [], []
+        for at in range(len(offers)):
+            first = next((number for number, held in enumerate(true) if not held[at]), None)
+            if first is None:
+                continue
+            clause = clauses[first]
+            for name in clause.columns:
+                if name not in values:
+                    values[name] = _each_plain(get(name), len(offers))
+            seen = {name: values[name][at] for name in clause.columns}
+            outcome = "false" if false[first][at] else "unknown"
+            failed.append(at)
+            why.append(_failure(named.step, named.name, clause.text, outcome, seen))
+        return offers[failed], why
 
     def contact_policy(self, offer: int) -> dict[str, Any]:
         """How consent, quiet hours and limits stand for an offer."""
@@ -203,7 +237,7 @@ class Case:
             found["clv"] = policy.retention.clv
         if policy.ceiling is not None and offer in policy.ceiling.offers:
             found["clv"] = policy.ceiling.clv
-        get = self._lookup(offer)
+        get = self._lookup([offer])
         said = {
             name: {
                 "text": formula.text,
@@ -243,7 +277,7 @@ class Case:
         numbers = self.numbers(offer)
         for name in SHARES:
             formula = self.of.catalogue.amounts[name].formula(offer)
-            share = None if formula is None else plain(formula.evaluate(self._lookup(offer)))
+            share = None if formula is None else plain(formula.evaluate(self._lookup([offer])))
             if share is not None and not 0 <= share <= 1:
                 return f"{name} is {shown(share)}, which is not between 0 and 1"
         costs = ("incentive_cost", "contact_cost")
@@ -287,24 +321,31 @@ class Case:
 
     def outcome(self, offer: int) -> str:
         """Why an offer that reached arbitration won or lost."""
-        fate = self.fate(offer)
         if offer in self.picked:
             return f"rank {self.picked.index(offer) + 1}"
+        return self._lost_to_others(self.fate(offer), [offer])[0]
+
+    def _lost_to_others(self, fate: tuple[str, str], offers: Sequence[int]) -> list[str]:
+        """Why some offers of one fate lost in arbitration."""
         if fate in WORDS:
-            return WORDS[fate]
+            return [WORDS[fate]] * len(offers)
         if not self.known:
-            return "the offers before it in the fallback list fill the slots"
+            return ["the offers before it in the fallback list fill the slots"] * len(offers)
         if fate == b.NOT_DRAWN:
             drawn = [self.of.catalogue.offer_ids[j] for j in self.picked]
             what = " and ".join(f"offer {name}" for name in drawn) or "no offer"
-            return f"{what} was drawn{self._stopped(offer)}"
-        name = "propensity" if fate == b.LESS_LIKELY else "priority"
-        own = self.competes(name, offer)
-        if fate == b.NOTHING_TO_GAIN:
-            return f"priority {own:.2f}: making no offer is better{self._stopped(offer)}"
-        last = self.picked[-1]
-        ahead = f"{self.competes(name, last):.2f} of offer {self.of.catalogue.offer_ids[last]}"
-        return f"{name} {own:.2f} against {ahead}{self._stopped(offer)}"
+            said = [f"{what} was drawn"] * len(offers)
+        elif fate == b.NOTHING_TO_GAIN:
+            own = self._competing("priority")
+            said = [f"priority {own[j]:.2f}: making no offer is better" for j in offers]
+        else:
+            name, last = "propensity" if fate == b.LESS_LIKELY else "priority", self.picked[-1]
+            own = self._competing(name)
+            ahead = f"{own[last]:.2f} of offer {self.of.catalogue.offer_ids[last]}"
+            said = [f"{name} {own[j]:.2f} against {ahead}" for j in offers]
+        if not self.of.stopped:
+            return said
+        return [one + self._stopped(j) for one, j in zip(said, offers, strict=True)]
 
     def _stopped(self, offer: int) -> str:
         """Why chance no longer makes an offer that is not the best one."""
@@ -323,14 +364,14 @@ class Case:
         """Positions of the offers that arbitration picked, also if they are then held back."""
         return [j for j in self.of.would_choose[self.row].tolist() if j >= 0]
 
-    def competes(self, name: str, offer: int) -> Any:
-        """What the offer competed on in the customer's arm."""
+    def _competing(self, name: str) -> list[float]:
+        """What each offer competed on in the customer's arm."""
         key = f"{name} in the arm"
         if key not in self._listed:
-            self._listed[key] = self._competing(name).tolist()
-        return self._listed[key][offer]
+            self._listed[key] = self._worth(name).tolist()
+        return self._listed[key]
 
-    def _competing(self, name: str) -> npt.NDArray[np.float64]:
+    def _worth(self, name: str) -> npt.NDArray[np.float64]:
         """(m,) what each offer competed on in the customer's arm."""
         if name == "propensity":
             own: npt.NDArray[np.float64] = self.of.audience.propensity[self.row]
@@ -369,12 +410,13 @@ class Case:
             steps.append(_lost(self.fate(offer)))
         return steps
 
-    def because(self, offer: int) -> str:
-        """What the rules, the value step or arbitration say of an offer that is not made."""
-        step = self.fate(offer)[0]
-        if step == "value":
-            return str(self.value(offer)["reason"])
-        return self.outcome(offer) if step == "arbitration" else self._why_ruled_out(offer)
+    def because(self, fate: tuple[str, str], lost: Mask) -> list[str]:
+        """What the rules, the value step or arbitration say of the offers of one fate."""
+        if fate[0] == "value":
+            return [str(self.value(offer)["reason"]) for offer in lost.nonzero()[0].tolist()]
+        if fate[0] == "arbitration":
+            return self._lost_to_others(fate, lost.nonzero()[0].tolist())
+        return self._ruled_out(fate, lost)
 
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
@@ -390,10 +432,31 @@ def why(step: Mapping[str, Any]) -> str:
         return str(step["reason"])
     rule = next(rule for rule in step["rules"] if not rule["passed"])
     clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-    seen = ", ".join(f"{name} = {shown(v)}" for name, v in clause["values"].items())
-    title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
-    said = f"{title}{clause['clause']} is {clause['outcome']}"
+    return _failure(
+        step["step"], rule["rule"], clause["clause"], clause["outcome"], clause["values"]
+    )
+
+
+def _failure(step: str, rule: str, clause: str, outcome: str, values: Mapping[str, Any]) -> str:
+    """How the clause of a rule came out that was not true, and what it saw."""
+    seen = ", ".join(f"{name} = {shown(v)}" for name, v in values.items())
+    title = f'"{rule}", ' if rule != step else ""
+    said = f"{title}{clause} is {outcome}"
     return f"{said} ({seen})" if seen else said
+
+
+def _each(values: Any, offers: int) -> list[Any]:
+    """One value for each of so many offers."""
+    listed: list[Any] = np.asarray(values).ravel().tolist()
+    return listed if len(listed) == offers else listed * offers
+
+
+def _each_plain(values: Any, offers: int) -> list[Any]:
+    """The same as `plain` writes them."""
+    if not isinstance(values, np.ndarray):
+        return [plain(values)] * offers
+    listed = plain_list(values.ravel())
+    return listed if len(listed) == offers else listed * offers
 
 
 def consent_in_words(name: str | None, value: Any) -> str:
