@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -17,8 +18,9 @@ from test_engine import OFFERS, random_people, same
 from test_left_to_chance import COUNTS, EVERY_ARM, SETTINGS, decided, exploring, rules_with
 
 from nextbest.decide.engine import Decisions, bind, decide
-from nextbest.decide.inputs import audience_of, inputs_of, redecide
+from nextbest.decide.inputs import audience_of, redecide
 from nextbest.decide.offers import Catalogue
+from nextbest.decide.packed import Packing, Unpacked, unpacked
 from nextbest.decide.policy import Policy
 
 DRAWN = ("would_choose", "probabilities", "selection_probability", "end_probability", "eligible")
@@ -32,6 +34,17 @@ def through_files(decisions: Decisions) -> tuple[Catalogue, Policy]:
     assert read.content_hash == offers.content_hash
     assert read_rules.content_hash == rules.content_hash
     return read, read_rules
+
+
+def stored(decisions: Decisions, row: int, keep: Sequence[str] = ()) -> Unpacked:
+    """What a decision was made from, after a journey through what is kept of it."""
+    packing = Packing(decisions, keep)
+    text = json.loads(json.dumps(packing.text(row), allow_nan=False))
+    return unpacked(text, packing.numbers(row), packing.shared, decisions.answer(row))
+
+
+def inputs_of(decisions: Decisions, row: int, keep: Sequence[str] = ()) -> dict[str, Any]:
+    return stored(decisions, row, keep).inputs
 
 
 def again(decisions: Decisions, row: int, files: tuple[Catalogue, Policy]) -> Decisions:
@@ -49,6 +62,7 @@ def test_a_decision_made_again_from_its_inputs_is_the_same_in_every_arm(
     batch = decided(people, rules_with(**EVERY_ARM, **sections), limit, ids, OFFERS)
     files = through_files(batch)
     for i in range(n):
+        assert stored(batch, i).selection == json.loads(json.dumps(batch.selection(i)))
         alone = again(batch, i, files)
         same(batch, np.array([i]), alone)
         for name in DRAWN:

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import sqlite
 
 from nextbest.serve.store import decisions, driver, events, history
 from nextbest.serve.store.rows import columns, columns_of, insert_new
-from nextbest.serve.store.tables import CONTACTS, CUSTOMER_EVENTS, DECISIONS, OUTCOMES
+from nextbest.serve.store.tables import CONTACTS, CUSTOMER_EVENTS, DECISIONS, OUTCOMES, SHARED
 
 # Few of them, so that keys meet; with what a text may hold: nothing, a NUL, what is not Latin.
 TEXTS = st.sampled_from(["", "a", "b", "a\x00b", "ä", "\U0001f600", "'", "1", "c\ud7ff"]) | st.text(
@@ -26,6 +26,7 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     sa.Float: st.floats() | st.integers(-3, 3),
     sa.DateTime: st.datetimes() | st.just(datetime(1, 1, 1)) | st.just(datetime(2026, 1, 1)),
     sa.String: TEXTS,
+    sa.LargeBinary: st.binary(max_size=9),
 }
 
 
@@ -46,7 +47,7 @@ def _kind(column: sa.Column[Any]) -> type:
 def database() -> Iterator[sa.Connection]:
     engine = sa.create_engine("sqlite://")
     with engine.connect() as connection:
-        for table in (DECISIONS, CONTACTS, OUTCOMES, CUSTOMER_EVENTS):
+        for table in (SHARED, DECISIONS, CONTACTS, OUTCOMES, CUSTOMER_EVENTS):
             table.create(connection)
         yield connection
     engine.dispose()
@@ -67,7 +68,7 @@ def as_kept(connection: sa.Connection, table: sa.Table) -> list[Any]:
     return driver.of(connection).execute(f'SELECT {cells} FROM "{table.name}"').fetchall()
 
 
-@pytest.mark.parametrize("table", [DECISIONS, CONTACTS], ids=lambda table: table.name)
+@pytest.mark.parametrize("table", [SHARED, DECISIONS, CONTACTS], ids=lambda table: table.name)
 @settings(max_examples=60)
 @given(data=st.data())
 def test_the_same_rows_are_kept(table: sa.Table, data: st.DataObject) -> None:
@@ -143,7 +144,7 @@ def test_only_moments_are_kept_as_something_else() -> None:
     SQLAlchemy makes floats of what goes into a column of floats, and so does the column (above).
     """
     dialect = sqlite.dialect()
-    for table in (DECISIONS, CONTACTS, OUTCOMES, CUSTOMER_EVENTS):
+    for table in (SHARED, DECISIONS, CONTACTS, OUTCOMES, CUSTOMER_EVENTS):
         for column in table.c:
             kind = column.type.dialect_impl(dialect)
             moment = isinstance(column.type, sa.DateTime)

@@ -28,7 +28,7 @@ from nextbest.serve.replay import replay
 from nextbest.serve.runtime import Runtime, load_state, open_store
 from nextbest.serve.schemas import ErasureAnswer, ExportAnswer
 from nextbest.serve.store import Store
-from nextbest.serve.store.erasure import _PERSONAL, _about, _decisions_of
+from nextbest.serve.store.erasure import _PERSONAL, _about, _decisions_of, _stored_of
 from nextbest.serve.store.tables import METADATA
 from nextbest.serve.telemetry import Metrics
 
@@ -305,7 +305,8 @@ def test_any_database_erases_and_exports_alike(url: str) -> None:
 def test_finding_a_person_reads_no_row_of_others(tmp_path: Path) -> None:
     store = Store.at(tmp_path / "store.db")
     with store._database.read() as connection:
-        for query in (_decisions_of(WHO), *(_about(table, WHO) for table in _PERSONAL.values())):
+        rows = [_about(table, WHO) for table in _PERSONAL.values()]
+        for query in (_decisions_of(WHO), _stored_of(WHO), *rows):
             text = query.compile(connection, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all()
             steps = [step for *_, step in plan if step.startswith(("SCAN", "SEARCH"))]

@@ -44,7 +44,7 @@ RULES = """
 def everything(state: Any, decisions: Any, row: int) -> str:
     """All that is said and kept of one decision."""
     (record,) = records_of(state, decisions, [Filed({"explain": True}, "hash")], [row])
-    said = explained(decisions, row, json.loads(record.record_json)["contributions"])
+    said = explained(decisions, row, record.kept.read()["contributions"])
     return json.dumps([record.row(), record.contact_rows(), said], default=str)
 
 
@@ -85,9 +85,11 @@ def test_the_answer_as_sent_is_the_answer_as_kept(project: Path) -> None:
     names = state.bundle.score_names
     made = set()
     for row, record in enumerate(records_of(state, decisions, [Filed({}, "h")] * len(ids))):
-        kept = json.loads(record.record_json)["answer"]
+        kept = record.kept.read()["answer"]
         assert json.loads(record.answer_json) == kept == answer_of(decisions, row, names)
-        assert record.row()[-1] == record.record_json
+        shared = record.kept.shared
+        assert shared is not None
+        assert record.row()[-3:] == (record.kept.text, record.kept.numbers, shared.hash)
         assert kept["scores"].keys() == set(names)
         made.add(bool(record.offer_ids))
     assert made == {True, False}

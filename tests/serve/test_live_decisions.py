@@ -340,7 +340,7 @@ def test_a_live_feature_that_was_changed_in_the_record_shows(
         where = (answer["decision_id"],)
         query = "SELECT record FROM decisions WHERE decision_id = ?"
         record = json.loads(raw.execute(query, where).fetchone()[0])
-        record["inputs"]["profile"]["live"]["features"][name][1] += 7.0
+        record["made_from"]["live"]["features"][name][1] += 7.0
         change = "UPDATE decisions SET record = ? WHERE decision_id = ?"
         raw.execute(change, (json.dumps(record), *where))
     with closing(open_store(project)) as store:

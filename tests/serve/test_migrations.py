@@ -24,7 +24,7 @@ from nextbest.serve.store.database import Database
 from nextbest.serve.store.migrations import config, upgrade
 from nextbest.serve.store.tables import METADATA, SCHEMA_VERSION, revision
 
-EARLIER = {number: Path(__file__).with_name(f"version_{number}.sql") for number in (2, 3)}
+EARLIER = {number: Path(__file__).with_name(f"version_{number}.sql") for number in (2, 3, 4)}
 AT = datetime(2017, 12, 10, 9, 30)
 
 

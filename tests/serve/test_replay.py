@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import struct
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from commands import Ran, Run
 from fastapi.testclient import TestClient
 
 from nextbest.data.profiles import Profiles
+from nextbest.decide.packed import Shared
 from nextbest.serve.archive import folder
 from nextbest.serve.batch import decide_batch, situation_for
 from nextbest.serve.bundle import write_bundle
+from nextbest.serve.records import Kept
 from nextbest.serve.replay import Replay, replay
 from nextbest.serve.runtime import load_state, open_store
 from nextbest.serve.schemas import StoredDecisionAnswer
@@ -67,11 +71,15 @@ def again(project: Path, decision_id: str) -> Replay:
 def tamper(project: Path, decision_id: str, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the stored record as somebody with access to the database would."""
     with sqlite3.connect(project / ".nextbest" / "store.db") as database:
-        query = "select record from decisions where decision_id = ?"
-        record = json.loads(database.execute(query, [decision_id]).fetchone()[0])
+        query = (
+            "select record, numbers, shared, content from decisions "
+            "left join shared_inputs on hash = shared where decision_id = ?"
+        )
+        text, numbers, *shared = database.execute(query, [decision_id]).fetchone()
+        record = deepcopy(dict(Kept(text, numbers, Shared(*shared) if shared[0] else None).read()))
         change(record)
-        update = "update decisions set record = ? where decision_id = ?"
-        database.execute(update, [json.dumps(record), decision_id])
+        update = "update decisions set record = ?, numbers = null, shared = null"
+        database.execute(f"{update} where decision_id = ?", [json.dumps(record), decision_id])
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +117,54 @@ def test_every_recorded_decision_is_made_again_bit_for_bit(project: Path, serve:
         assert found.scores.startswith("features and propensities were read and scored again")
         assert found.trace is not None
         assert found.trace["chosen"] == answer["offers"]
+
+
+def test_a_record_that_an_earlier_version_kept_as_text_is_replayed(
+    project: Path, serve: Serve, recorded: dict[str, Any]
+) -> None:
+    before = again(project, recorded["decision_id"])
+    tamper(project, recorded["decision_id"], lambda record: None)
+    assert again(project, recorded["decision_id"]) == before
+    assert before.verdict == "identical"
+    assert read(serve(project), recorded)["decision"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("decisions set numbers = substr(numbers, 1, 40)", "ValueError"),
+        ("decisions set numbers = cast(numbers || x'00' as blob)", "bytes instead of"),
+        ("decisions set numbers = null", "ValueError"),
+        ("decisions set record = replace(record, 'made_from', 'made')", "KeyError: 'made_from'"),
+        ("decisions set record = substr(record, 1, 99)", "JSONDecodeError"),
+        ("shared_inputs set content = replace(content, '\"a\"', '\"b\"')", "has the hash"),
+    ],
+)
+def test_what_was_packed_and_is_damaged_is_named(
+    project: Path, recorded: dict[str, Any], change: str, said: str
+) -> None:
+    with sqlite3.connect(project / ".nextbest" / "store.db") as database:
+        assert database.execute(f"update {change}").rowcount
+    found = again(project, recorded["decision_id"])
+    assert found.verdict == "cannot be replayed"
+    (fault,) = found.missing
+    assert fault.startswith("the record: ") and "damaged" in fault and said in fault
+    store = open_store(project)
+    logged = [one.record for part in store.decision_parts(10) for one in part]
+    store.close()
+    assert logged and not any(logged)
+
+
+def test_a_number_that_was_changed_shows(project: Path, recorded: dict[str, Any]) -> None:
+    with sqlite3.connect(project / ".nextbest" / "store.db") as database:
+        query = "select numbers from decisions where decision_id = ?"
+        ((numbers,),) = database.execute(query, [recorded["decision_id"]])
+        nudged = struct.pack("<d", struct.unpack("<d", numbers[:8])[0] * 1.5)  # a propensity
+        change = "update decisions set numbers = ? where decision_id = ?"
+        database.execute(change, [nudged + numbers[8:], recorded["decision_id"]])
+    found = again(project, recorded["decision_id"])
+    assert found.verdict == "differs"
+    assert "profile.propensity.0" in {difference.where for difference in found.differences}
 
 
 def test_batches_are_replayed_too(project: Path) -> None:

@@ -14,10 +14,16 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from nextbest.decide.packed import Shared
 from nextbest.errors import StoreError
-from nextbest.serve.records import Contacts, DecisionRecord, Outcome, Outcomes
+from nextbest.serve.audit import Change
+from nextbest.serve.records import Contacts, DecisionRecord, Kept, Outcome, Outcomes
 from nextbest.serve.store import Store
+from nextbest.serve.store.database import Database
+from nextbest.serve.store.rows import insert_rows
+from nextbest.serve.store.tables import DECISIONS
 
 AT = datetime(2017, 12, 10, 9, 30, tzinfo=UTC)
 
@@ -69,6 +75,39 @@ def test_a_decision_comes_back_as_it_was_recorded(store: Store) -> None:
     assert found is not None
     assert (found.customer_id, found.record) == ("7", {"answer": {"n": 1}})
     assert store.decision("d2") is None
+
+
+def test_what_is_packed_comes_back_wherever_decisions_are_read(store: Store) -> None:
+    """What records share is kept once, also where two writers bring it, and stays."""
+    shared = [Shared(f"hash {n}", str(n)) for n in range(2)]
+    kept = [Kept('{"answer": {}}', bytes([n, 0, 255]), shared[n % 2]) for n in range(4)]
+    made = [decision(n, record=kept[n], idempotency_key=f"k{n}") for n in range(4)]
+    store.record_decisions(made[:3])
+    store.record_decisions(made[3:])
+    store.record_decisions([decision(4, record={"answer": {}})])
+    for n, one in enumerate(kept):
+        found = store.decision(f"d{n}")
+        assert found is not None and found.kept == one
+    found_by_key = store.decisions_by_keys([f"k{n}" for n in range(4)])
+    assert {key: one.kept for key, one in found_by_key.items()} == {
+        f"k{n}": one for n, one in enumerate(kept)
+    }
+    (part,) = store.decision_parts(10)
+    assert [one.kept for one in part] == [*kept, Kept('{"answer":{}}')]
+    assert [one.kept for one in store.person("7").decisions][:4] == kept
+    store.erase("7", Change("user test", "erase", "one customer", {}))
+    with store._database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM shared_inputs").scalar() == 2
+
+
+def test_no_decision_is_kept_without_what_it_shares(url: str) -> None:
+    database = Database(url, 5_000)
+    Store(url).close()
+    row = decision(record=Kept("{}", b"", Shared("nowhere", "{}"))).row()
+    fault = (sqlite3.IntegrityError, sa.exc.IntegrityError)
+    with pytest.raises(fault, match=r"(?i)foreign key"), database.transaction() as connection:
+        insert_rows(connection, DECISIONS, [row])
+    database.engine.dispose()
 
 
 def test_chosen_gives_offers_by_rank_and_an_empty_tuple_for_no_offer(store: Store) -> None:

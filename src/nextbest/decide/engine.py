@@ -140,11 +140,6 @@ class Decisions:
         ]
 
     @cached_property
-    def notes(self) -> dict[Any, Any]:
-        """What `nextbest.decide.inputs` has written down so far of all customers together."""
-        return {}
-
-    @cached_property
     def answers(self) -> Answers:
         """The answers to all customers."""
         return Answers(self)

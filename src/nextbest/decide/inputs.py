@@ -1,15 +1,12 @@
-"""What one decision was made from, as plain JSON, and the same decision made again from that.
+"""The same decision made again from what it was made from, as `nextbest.decide.packed` keeps it.
 
-A record that keeps the inputs needs to keep no trace: `redecide` gives the same decision, bit for
-bit, and with it the trace. Floats are written with the digits that give them back exactly, unknown
-numbers as null.
+Plain JSON: floats are written with the digits that give them back exactly, unknown numbers as null.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +17,7 @@ from nextbest.decide import contact
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.engine import Decisions, Ration, decide
 from nextbest.decide.explore import LossStatistics, OfferCounts
-from nextbest.decide.frame import Audience, Frame, Situation, stamp, utc
+from nextbest.decide.frame import Audience, Frame, Situation
 from nextbest.decide.offers import BoundCatalogue, Catalogue
 from nextbest.decide.policy import Policy
 from nextbest.decide.rules import Column, ColumnType
@@ -29,15 +26,11 @@ if TYPE_CHECKING:
     from nextbest.decide.assign import Prices
 
 __all__ = [
-    "Inputs",
     "alike",
-    "as_it_is",
     "audience_of",
     "audience_of_all",
     "columns_of",
     "economics_of_all",
-    "inputs_of",
-    "profile_of",
     "redecide",
     "redecide_all",
     "situation_of",
@@ -46,227 +39,12 @@ __all__ = [
 _PARTS = ("columns", "pair_columns", "offer_columns")
 
 
-def inputs_of(decisions: Decisions, row: int, keep: Collection[str] = ()) -> dict[str, Any]:
-    """Return everything that one decision was made from, JSON-able.
-
-    Parameters
-    ----------
-    row: which of the decisions.
-    keep: customer columns to keep beside those that catalogue and policy read.
-    """
-    key = ("inputs", *keep)
-    if key not in decisions.notes:
-        decisions.notes[key] = Inputs(decisions, keep)
-    found: Inputs = decisions.notes[key]
-    return found.of(row)
-
-
-def as_it_is(value: Any) -> Any:
-    """Return what many records share as a part of each."""
-    return value
-
-
-class Inputs:
-    """What some decisions were made from, written down for all of them at once.
-
-    Parameters
-    ----------
-    keep: as in `inputs_of`.
-    common: writes what many decisions share, once for all; JSON-able as it is unless told
-        otherwise.
-    """
-
-    def __init__(
-        self,
-        decisions: Decisions,
-        keep: Collection[str] = (),
-        common: Callable[[Any], Any] = as_it_is,
-    ) -> None:
-        self._decisions = decisions
-        policy, catalogue = decisions.policy, decisions.catalogue
-        self._profiles = _Profiles(decisions.audience, _layout(decisions, keep, common))
-        self._contacts = _contacts(decisions)
-        self._decided_at = utc(decisions.situation.decided_at).isoformat()
-        self._hashes = catalogue.catalogue.content_hash, policy.policy.content_hash
-        key = ("offer ids", common)
-        if key not in policy.notes:
-            policy.notes[key] = common(list(catalogue.offer_ids))
-        self._offer_ids = policy.notes[key]
-        counts, stopped = sorted(decisions.offer_counts.items()), sorted(decisions.stopped.items())
-        prices = decisions.prices
-        self._counts = common({name: dict(vars(told)) for name, told in counts})
-        self._stopped = common({name: dict(vars(told)) for name, told in stopped})
-        self._prices = None if prices is None else common(prices.to_dict())
-
-    def of(self, row: int) -> dict[str, Any]:
-        """What one of the decisions was made from."""
-        of = self._decisions
-        at = of.situation
-        return {
-            "decision_id": of.decision_ids[row],
-            "customer_id": of.audience.customer_ids[row],
-            "situation": {
-                "channel": at.channel,
-                "placement": at.placement,
-                "decided_at": self._decided_at,
-                "context": dict(at.context if of.contexts is None else of.contexts[row]),
-                "limit": at.limit,
-            },
-            "catalogue_hash": self._hashes[0],
-            "policy_hash": self._hashes[1],
-            "offer_ids": self._offer_ids,
-            "profile": self._profiles.of(row),
-            "contacts": self._contacts.get(row, []),
-            "offer_counts": self._counts,
-            "stopped": self._stopped,
-            "prices": self._prices,
-            "ration": None if of.ration is None else _ration(of.ration, of, row),
-        }
-
-
-def _ration(ration: Ration, decisions: Decisions, row: int) -> dict[str, Any]:
-    """What limits over all customers of a batch left to this one."""
-    ids = decisions.catalogue.offer_ids
-    left = [ids[i] for i in np.flatnonzero(ration.open[row]).tolist()]
-    return {"open": left, "settled": bool(ration.settled[row])}
-
-
-def profile_of(
-    audience: Audience, row: int, known: Mapping[str, Column], wanted: Collection[str]
-) -> dict[str, Any]:
-    """Return what is known of one customer, JSON-able: wanted columns, propensities, versions.
-
-    ``live`` is there only where something of it is newer than the profiles.
-
-    Parameters
-    ----------
-    known: types of the columns by name.
-    wanted: names of columns; those that the audience does not have are left out.
-    """
-    return _Profiles(audience, _Layout(audience, known, wanted, as_it_is)).of(row)
-
-
-class _Layout:
-    """Which columns are written down, and what the profiles of one bundle have in common."""
-
-    def __init__(
-        self,
-        audience: Audience,
-        known: Mapping[str, Column],
-        wanted: Collection[str],
-        common: Callable[[Any], Any],
-    ) -> None:
-        self._audience = frozenset(audience.columns), audience.offer_columns, audience.versions
-        # Columns of numbers come first: they are written in one go.
-        kinds = {n: known[n].type for n in sorted(wanted & audience.columns.keys())}
-        self.numbers = [name for name, kind in kinds.items() if kind == "number"]
-        self.others = {name: kind for name, kind in kinds.items() if kind != "number"}
-        self.names = (*self.numbers, *self.others)
-        self.pairs = {n: known[n].type for n in sorted(wanted & audience.pair_columns.keys())}
-        offers = {n: known[n].type for n in sorted(wanted & audience.offer_columns.keys())}
-        written = {name: _written(audience.offer_columns[name], offers[name]) for name in offers}
-        self.offer_columns = common(written)
-        self.types = common({**kinds, **self.pairs, **offers})
-        self.versions = common(dict(audience.versions))
-
-    def is_of(self, audience: Audience) -> bool:
-        """Whether an audience was read from the same profiles."""
-        names, offers, versions = self._audience
-        return (
-            audience.offer_columns is offers
-            and audience.versions is versions
-            and audience.columns.keys() == names
-        )
-
-
-def _layout(decisions: Decisions, keep: Collection[str], common: Callable[[Any], Any]) -> _Layout:
-    """The layout of these decisions' profiles, which is mostly that of the last ones."""
-    policy, audience = decisions.policy, decisions.audience
-    key = ("layout", *keep, common)
-    layout: _Layout | None = policy.notes.get(key)
-    if layout is None or not layout.is_of(audience):
-        wanted = {*policy.columns_read, *keep}
-        layout = _Layout(audience, decisions.catalogue.columns, wanted, common)
-        policy.notes[key] = layout
-    return layout
-
-
-class _Profiles:
-    """What is known of some customers, written down for all of them at once."""
-
-    def __init__(self, audience: Audience, layout: _Layout) -> None:
-        self._layout = layout
-        columns, pairs = audience.columns, audience.pair_columns
-        self._columns = _customers(columns, layout) if layout.names else None
-        self._pairs = {name: _rows(pairs[name], kind) for name, kind in layout.pairs.items()}
-        self._propensity = audience.propensity
-        self._known: list[bool] = audience.known.tolist()
-        self._as_of = None if audience.as_of is None else utc(audience.as_of).isoformat()
-        self._ids, self._live = audience.customer_ids, audience.live
-
-    def of(self, row: int) -> dict[str, Any]:
-        """What is known of one of them."""
-        shared, columns = self._layout, self._columns
-        profile = {
-            "known": self._known[row],
-            "as_of": self._as_of,
-            # Row by row: numbers of one customer are forgotten before those of the next are read.
-            "propensity": _numbers(self._propensity[row]),
-            "columns": {}
-            if columns is None
-            else dict(zip(shared.names, columns[row], strict=True)),
-            "pair_columns": {name: rows[row] for name, rows in self._pairs.items()},
-            "offer_columns": shared.offer_columns,
-            "types": shared.types,
-            "versions": shared.versions,
-        }
-        live = self._live.get(self._ids[row]) if self._live else None
-        if live:
-            profile["live"] = dict(live)
-        return profile
-
-
-def _customers(columns: Mapping[str, npt.NDArray[Any]], layout: _Layout) -> list[tuple[Any, ...]]:
-    """The columns' values, one row for each customer."""
-    matrix = np.array([columns[name] for name in layout.numbers], dtype=np.float64)
-    numbers = _numbers(matrix)
-    others = [_written(columns[name], kind) for name, kind in layout.others.items()]
-    return list(zip(*numbers, *others, strict=True))
-
-
-def _contacts(decisions: Decisions) -> dict[int, list[dict[str, Any]]]:
-    """The past events that some limit counted, by row; no other can have changed the decision."""
-    at, past = decisions.situation, decisions.audience.contacts
-    if not len(past.customer):
-        return {}
-    rows = decisions.policy.limits_on(at.channel).counted(past, stamp(at.decided_at))
-    # A position of -1, for none, takes the last.
-    offer_ids, channels = (*decisions.catalogue.offer_ids, None), (*past.channels, None)
-    by_customer: dict[int, list[dict[str, Any]]] = {}
-    for customer, kind, time, offer, channel in zip(
-        past.customer[rows].tolist(),
-        past.kind[rows].tolist(),
-        np.datetime_as_string(past.time[rows]).tolist(),
-        past.offer[rows].tolist(),
-        past.channel[rows].tolist(),
-        strict=True,
-    ):
-        event = {
-            "kind": contact.KINDS[kind],
-            "at": time,
-            "offer_id": offer_ids[offer],
-            "channel": channels[channel],
-        }
-        by_customer.setdefault(customer, []).append(event)
-    return by_customer
-
-
 def audience_of(inputs: Mapping[str, Any]) -> Audience:
     """Return the one customer that a decision was made for, as the engine read them.
 
     Parameters
     ----------
-    inputs: as `inputs_of` gives them, also after a journey through JSON.
+    inputs: as `packed.unpacked` gives them, also after a journey through JSON.
     """
     return audience_of_all([inputs])
 
@@ -361,7 +139,7 @@ def redecide(inputs: Mapping[str, Any], catalogue: Catalogue, policy: Policy) ->
 
     Parameters
     ----------
-    inputs: as `inputs_of` gives them.
+    inputs: as `packed.unpacked` gives them.
     catalogue, policy: those that the inputs name by hash.
 
     Raises
@@ -429,48 +207,8 @@ def _ration_read(many: Sequence[Mapping[str, Any]]) -> Ration | None:
     return Ration(np.array(left), np.array([one["ration"]["settled"] for one in many]))
 
 
-def _written(values: npt.NDArray[Any], kind: ColumnType) -> list[Any]:
-    """Values of one type as JSON holds them: null is unknown, an infinity is a text."""
-    if kind == "timestamp":
-        texts = np.datetime_as_string(np.asarray(values, dtype="datetime64[us]"))
-        return [None if text == "NaT" else text for text in texts.tolist()]
-    if kind == "number":
-        return _numbers(np.asarray(values, dtype=np.float64))
-    items: list[Any] = np.asarray(values, dtype=object).tolist()
-    return items if _PLAIN.issuperset(map(type, items)) else [_plain(item) for item in items]
-
-
-# Types of values that JSON holds as they are.
-_PLAIN = frozenset((str, bool, type(None)))
-
-
-def _rows(values: npt.NDArray[Any], kind: ColumnType) -> list[list[Any]]:
-    """The rows of a matrix as JSON holds them."""
-    if kind == "number":
-        return _numbers(np.asarray(values, dtype=np.float64))
-    return [_written(row, kind) for row in values]
-
-
-def _numbers(values: npt.NDArray[np.float64]) -> list[Any]:
-    """Numbers as JSON holds them, in lists as deep as the array."""
-    written: npt.NDArray[Any] = values
-    finite = np.isfinite(values)
-    if not finite.all():
-        written = values.astype(object)
-        written[~finite] = [_plain(value) for value in values[~finite].tolist()]
-    items: list[Any] = written.tolist()
-    return items
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
 def _read(values: Any, kind: ColumnType) -> npt.NDArray[Any]:
-    """What `_written` wrote, as the engine reads it."""
+    """Values as JSON holds them, as the engine reads them."""
     if kind == "timestamp":
         return np.array(values, dtype="datetime64[us]")
     return np.array(values, dtype=np.float64 if kind == "number" else object)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import threading
 import time
@@ -323,7 +322,7 @@ class Decider:
         answers = [msgspec.json.decode(record.answer_json) for record in made.records]
         if question.explain:
             for row, answer in enumerate(answers):
-                record = json.loads(made.records[row].record_json)
+                record = made.records[row].kept.read()
                 answer["trace"] = explained(made.decisions, row, record["contributions"])
         return answers
 

@@ -133,7 +133,7 @@ def _writer(files: ExitStack, path: Path, fields: Mapping[str, Any]) -> Write:
 def _rows(
     part: Sequence[LoggedDecision], profile: Sequence[str], worth: _Worth | None, made: Written
 ) -> Iterator[dict[str, Any]]:
-    records = [json.loads(one.record) for one in part]
+    records = [one.record for one in part]
     earned = {} if worth is None else worth.of(part, records)
     for row, (one, record) in enumerate(zip(part, records, strict=True)):
         if not record.get("answer"):

@@ -166,20 +166,21 @@ class _Again:
         self.seen += len(part)
         ids = [one.customer_id for one in part]
         sampled = uniforms(_SAMPLE, "sample", ids) < self._share
-        groups: dict[str, list[tuple[LoggedDecision, dict[str, Any]]]] = {}
+        groups: dict[str, list[LoggedDecision]] = {}
         for one, is_in in zip(part, sampled, strict=True):
-            record = json.loads(one.record)
-            reason = self._why_not(one, record) or ("" if is_in else "not sampled")
+            reason = self._why_not(one) or ("" if is_in else "not sampled")
             if reason:
                 self._left[reason] += 1
                 continue
-            self._check(record["inputs"])
-            groups.setdefault(alike(record["inputs"]), []).append((one, record))
+            inputs = one.record["inputs"]
+            self._check(inputs)
+            groups.setdefault(alike(inputs), []).append(one)
         for members in groups.values():
             self._rows += self._decide(members)
 
-    def _why_not(self, one: LoggedDecision, record: Mapping[str, Any]) -> str:
+    def _why_not(self, one: LoggedDecision) -> str:
         """The reason to leave a decision out; empty where there is none."""
+        record = one.record
         inputs, selection = record.get("inputs"), record.get("selection")
         if not inputs or not selection or not record.get("answer"):
             return "no record"
@@ -258,14 +259,15 @@ class _Again:
             self._bound[key] = bound
         return self._bound[key]
 
-    def _decide(self, members: Sequence[tuple[LoggedDecision, dict[str, Any]]]) -> Iterator[_Row]:
-        many = [record["inputs"] for _, record in members]
+    def _decide(self, members: Sequence[LoggedDecision]) -> Iterator[_Row]:
+        many = [one.record["inputs"] for one in members]
         decisions = redecide_all(many, *self._bind(many[0]))
         offers = decisions.catalogue.offer_ids
         amounts = [np.broadcast_to(getattr(decisions.values, name), decisions.fates.shape)
                    for name in AMOUNTS]  # fmt: skip
         context = dict(_context(decisions))
-        for row, (one, record) in enumerate(members):
+        for row, one in enumerate(members):
+            record = one.record
             chosen = one.contacts[0].offer_id if one.contacts else None
             column = offers.index(chosen) if chosen is not None else -1
             chances = decisions.probabilities[row]

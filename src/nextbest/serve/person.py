@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nextbest.errors import DataError
 from nextbest.serve.audience import past_of
 from nextbest.serve.audit import Change
 from nextbest.serve.replay import trace_of
@@ -79,11 +80,16 @@ def export(
     contacts, responses = state.shaper.told(customer_id)
     decisions = []
     for decision in held.decisions:
-        trace, missing = trace_of(project_dir, decision.record)
+        record, trace = None, None
+        try:
+            record = decision.record
+            trace, missing = trace_of(project_dir, record)
+        except DataError as error:  # a person gets what there is
+            missing = str(error)
         decisions.append(
             {
                 "decision_id": decision.decision_id,
-                "record": decision.record,
+                "record": record,
                 "trace": trace,
                 "missing": missing or None,
             }

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from nextbest.decide.engine import Decisions
-from nextbest.decide.inputs import Inputs, as_it_is, inputs_of
+from nextbest.decide.packed import Packing
 from nextbest.decide.words import written_time
 from nextbest.serve.audience import Shaper
 from nextbest.serve.live import News
-from nextbest.serve.records import DecisionRecord, Stake, naive_utc
+from nextbest.serve.records import DecisionRecord, Kept, Stake, naive_utc
 
 if TYPE_CHECKING:
     from nextbest.serve.runtime import State
@@ -39,7 +40,8 @@ def records_of(
 ) -> list[DecisionRecord]:
     """Return what the store keeps of decisions: question, answer, and what each was made from.
 
-    The trace is not kept: `nextbest.decide.inputs.redecide` makes it again from the inputs.
+    The trace is not kept: `nextbest.decide.inputs.redecide` makes it again from what it was made
+    from.
 
     Parameters
     ----------
@@ -49,24 +51,22 @@ def records_of(
     batch : what all decisions of a batch have in common, so that it can leave out its own.
     """
     names = state.bundle.score_names
-    answers = _Answers(decisions, names, state.ignored_prices(decisions), _written)
-    inputs = Inputs(decisions, names, _written)
+    answers = _Answers(decisions, names, state.ignored_prices(decisions))
+    packing = Packing(decisions, names)
     stakes = _Stakes(decisions)
     decided_at, channel = naive_utc(decisions.situation.decided_at), decisions.situation.channel
     records = []
     for row, filed in zip(range(len(decisions)) if rows is None else rows, asked, strict=True):
-        made_from = inputs.of(row)
-        answer = answers.of(row, made_from)
+        answer = answers.of(row)
         answer_json = _ENCODER.encode(answer)
-        record = {
+        text = {
             "request": filed.request,
             "answer": msgspec.Raw(answer_json),
-            "selection": decisions.selection(row),
-            "inputs": made_from,
+            "made_from": packing.text(row),
         }
         if filed.request.get("explain"):
             live = decisions.audience.live.get(answer["customer_id"])
-            record["contributions"] = contributions_of(state.shaper, answer, live)
+            text["contributions"] = contributions_of(state.shaper, answer, live)
         made = answer["offers"]
         records.append(
             DecisionRecord(
@@ -76,7 +76,7 @@ def records_of(
                 channel,
                 answer["arm"],
                 tuple([offer["offer_id"] for offer in made]),
-                _ENCODER.encode(record).decode(),
+                Kept(_ENCODER.encode(text).decode(), packing.numbers(row), packing.shared),
                 filed.request_hash,
                 filed.idempotency_key,
                 stakes.of(row, made),
@@ -88,11 +88,6 @@ def records_of(
 
 
 _ENCODER = msgspec.json.Encoder()
-
-
-def _written(value: Any) -> msgspec.Raw:
-    """What many records share, as JSON."""
-    return msgspec.Raw(_ENCODER.encode(value))
 
 
 class _Stakes:
@@ -126,8 +121,8 @@ class _Stakes:
         return self._ends[days]
 
 
-def _known(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None
+def _known(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def answer_of(
@@ -140,28 +135,25 @@ def answer_of(
     scores : names of the scores to tell.
     prices_ignored : why stored scarcity prices did not decide, where there were any.
     """
-    made_from = inputs_of(decisions, row, scores)
-    return _Answers(decisions, scores, prices_ignored).of(row, made_from)
+    return _Answers(decisions, scores, prices_ignored).of(row)
 
 
 class _Answers:
-    """The answers to all customers of some decisions; what they share is looked up once.
-
-    ``common`` is as in `Inputs`.
-    """
+    """The answers to all customers of some decisions; what they share is looked up once."""
 
     def __init__(
-        self,
-        decisions: Decisions,
-        scores: Sequence[str],
-        prices_ignored: str | None,
-        common: Callable[[Any], Any] = as_it_is,
+        self, decisions: Decisions, scores: Sequence[str], prices_ignored: str | None
     ) -> None:
         audience, as_of = decisions.audience, decisions.audience.as_of
-        self._said, self._names = decisions.answers, scores
+        self._said = decisions.answers
         self._channel = decisions.situation.channel
         self._ignored = prices_ignored
-        versions = {
+        columns = audience.columns
+        self._scores = {
+            name: np.asarray(columns[name], dtype=np.float64).tolist() if name in columns else None
+            for name in scores
+        }
+        self._versions = {
             "models": audience.versions["models"],
             "bundle": audience.versions["bundle"],
             "profiles_as_of": None if as_of is None else written_time(as_of),
@@ -169,16 +161,10 @@ class _Answers:
             "policy": decisions.policy.policy.content_hash,
             **_prices_version(decisions),
         }
-        self._versions = common(versions)
 
-    def of(self, row: int, made_from: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one of them; ``made_from`` are its inputs, which hold the scores."""
-        said, known = self._said.of(row), made_from["profile"]["columns"]
-        # The inputs write an infinity as a text.
-        scores = {
-            name: None if isinstance(score := known.get(name), str) else score
-            for name in self._names
-        }
+    def of(self, row: int) -> dict[str, Any]:
+        """The answer to one of them."""
+        said = self._said.of(row)
         answer = {
             "decision_id": said["decision_id"],
             "customer_id": said["customer_id"],
@@ -189,7 +175,10 @@ class _Answers:
             "profile_stale": said["profile_stale"],
             "offers": said["offers"],
             "no_offer_reasons": said["no_offer_reasons"],
-            "scores": scores,
+            "scores": {
+                name: None if values is None else _known(values[row])
+                for name, values in self._scores.items()
+            },
             "versions": self._versions,
         }
         if self._ignored is not None:

@@ -13,6 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from nextbest.decide.packed import Shared, unpacked
+from nextbest.errors import DataError
+
 __all__ = [
     "ApiKey",
     "Contacts",
@@ -20,6 +23,7 @@ __all__ = [
     "DecisionRecord",
     "Erased",
     "Events",
+    "Kept",
     "LoggedContact",
     "LoggedDecision",
     "Outcome",
@@ -59,13 +63,50 @@ class Stake(NamedTuple):
     loss_if_answered: float | None = None
 
 
+class Kept(NamedTuple):
+    """The record of a decision as it is kept: all of it as JSON text, or packed.
+
+    Parameters
+    ----------
+    text: JSON.
+    numbers, shared: what of a packed record is not in the text (`nextbest.decide.packed`).
+    """
+
+    text: str
+    numbers: bytes | None = None
+    shared: Shared | None = None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Kept:
+        """Keep all of a record as text."""
+        return cls(msgspec.json.encode(record).decode())
+
+    def read(self) -> Mapping[str, Any]:
+        """Return the record in full, which is not to be written to.
+
+        Raises
+        ------
+        DataError: it is damaged.
+        """
+        try:
+            record: dict[str, Any] = json.loads(self.text)
+            if self.shared is None:
+                return record
+            made_from, answer = record.pop("made_from"), record["answer"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            got = f"{type(error).__name__}: {error}"
+            raise DataError("the record", "its text is damaged", got=got) from None
+        found = unpacked(made_from, self.numbers or b"", self.shared, answer)
+        return {**record, "selection": found.selection, "inputs": found.inputs}
+
+
 @dataclass(frozen=True)
 class DecisionRecord:
     """One decision to keep: who, when, which offers by rank, and ``record`` in full.
 
     Parameters
     ----------
-    record: as JSON text, or what is to be written as JSON.
+    record: as it is kept, or what is to be kept as text.
     stakes: one for each offer, or none at all.
     batch: what all decisions of a batch share, None for those made online.
     answer_json: the answer that ``record`` holds, as JSON for the caller; empty where it holds
@@ -78,22 +119,21 @@ class DecisionRecord:
     channel: str
     arm: str
     offer_ids: tuple[str, ...]
-    record: Mapping[str, Any] | str
+    record: Mapping[str, Any] | Kept
     request_hash: str
     idempotency_key: str | None = None
     stakes: tuple[Stake, ...] = ()
     batch: str | None = None
     answer_json: bytes = b""
 
-    @property
-    def record_json(self) -> str:
-        """``record`` as JSON text."""
-        if isinstance(self.record, str):
-            return self.record
-        return msgspec.json.encode(self.record).decode()
+    @cached_property
+    def kept(self) -> Kept:
+        """``record`` as it is kept."""
+        return self.record if isinstance(self.record, Kept) else Kept.of(self.record)
 
     def row(self) -> tuple[Any, ...]:
         """Return the columns of the decision's table, in their order."""
+        text, numbers, shared = self.kept
         return (
             self.decision_id,
             self.customer_id,
@@ -103,7 +143,9 @@ class DecisionRecord:
             len(self.offer_ids),
             self.idempotency_key,
             self.request_hash,
-            self.record_json,
+            text,
+            numbers,
+            None if shared is None else shared.hash,
         )
 
     def contact_rows(self) -> list[tuple[Any, ...]]:
@@ -147,18 +189,17 @@ class Seen:
 
 @dataclass(frozen=True)
 class StoredDecision:
-    """A decision as the store holds it: its record is JSON text, read when somebody asks."""
+    """A decision as the store holds it; its record is read when somebody asks."""
 
     decision_id: str
     customer_id: str
     request_hash: str
-    record_json: str
+    kept: Kept
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """The record in full."""
-        read: Mapping[str, Any] = json.loads(self.record_json)
-        return read
+        """The record in full (`Kept.read`)."""
+        return self.kept.read()
 
 
 @dataclass(frozen=True)
@@ -173,15 +214,23 @@ class LoggedContact:
 
 @dataclass(frozen=True)
 class LoggedDecision:
-    """A decision as the log holds it: ``record`` is JSON text, ``decided_at`` naive UTC."""
+    """A decision as the log holds it; ``decided_at`` is naive UTC."""
 
     decision_id: str
     customer_id: str
     decided_at: datetime
     channel: str
     arm: str
-    record: str
+    kept: Kept
     contacts: tuple[LoggedContact, ...]
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """The record in full; empty where it is damaged."""
+        try:
+            return self.kept.read()
+        except DataError:
+            return {}
 
 
 @dataclass(frozen=True)

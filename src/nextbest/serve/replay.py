@@ -10,8 +10,16 @@ from typing import Any, Literal, TypeVar
 
 from nextbest.decide.contact import ContactHistory
 from nextbest.decide.engine import Decisions
-from nextbest.decide.inputs import profile_of, redecide
-from nextbest.errors import ArtifactError, ConfigError, Fault, NextbestError, NotFoundError
+from nextbest.decide.inputs import redecide
+from nextbest.decide.packed import profile_of
+from nextbest.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    Fault,
+    NextbestError,
+    NotFoundError,
+)
 from nextbest.serve.archive import archived_catalogue, archived_policy
 from nextbest.serve.audience import Shaper, known_columns
 from nextbest.serve.bundle import Bundle, load_bundle
@@ -101,10 +109,10 @@ def replay(project_dir: Path, store: Store, decision_id: str) -> Replay:
             action="Only recorded decisions can be replayed: those of the API, and batches with "
             "--record",
         )
-    record = stored.record
     try:
+        record = stored.record
         made = _remade(project_dir, record)
-    except NotFoundError as error:
+    except (DataError, NotFoundError) as error:
         return Replay(decision_id, missing=tuple(str(fault) for fault in error.faults))
     differences = [
         *_compare("record", *_filed(store, stored, made)),

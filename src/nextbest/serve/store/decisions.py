@@ -1,4 +1,7 @@
-"""Decisions and the contacts that they made: kept all or none, once for each idempotency key."""
+"""Decisions and the contacts that they made: kept all or none, once for each idempotency key.
+
+What their records have in common is kept once, before the decisions that name it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from nextbest.serve.records import DecisionRecord, Seen, StoredDecision
+from nextbest.decide.packed import Shared
+from nextbest.serve.records import DecisionRecord, Kept, Seen, StoredDecision
 from nextbest.serve.store.faults import HistoryChangedError
 from nextbest.serve.store.rows import WANTED, columns_of, insert_rows, rows_in
-from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
+from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES, SHARED
 from nextbest.serve.writer import Refused
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "find",
     "keep",
     "keeper",
+    "kept",
     "names_of",
     "request_hashes",
     "rows_about",
@@ -44,20 +49,19 @@ _ROWS_ABOUT = sa.union_all(
         for table in (CONTACTS, OUTCOMES)
     )
 )
-_BY_KEYS = sa.select(
-    DECISIONS.c.idempotency_key,
-    DECISIONS.c.decision_id,
-    DECISIONS.c.customer_id,
-    DECISIONS.c.request_hash,
-    DECISIONS.c.record,
-).where(DECISIONS.c.idempotency_key.in_(WANTED))
+_NAMED = DECISIONS.c
+STORED = (
+    _NAMED.decision_id, _NAMED.customer_id, _NAMED.request_hash,
+    _NAMED.record, _NAMED.numbers, _NAMED.shared,
+)  # fmt: skip
+"""The columns of which `stored` makes decisions."""
+_BY_KEYS = sa.select(_NAMED.idempotency_key, *STORED).where(_NAMED.idempotency_key.in_(WANTED))
+_SHARED = sa.select(SHARED.c.hash, SHARED.c.content).where(SHARED.c.hash.in_(WANTED))
 
 
 def as_stored(record: DecisionRecord) -> StoredDecision:
     """Return a decision as the store holds it once it is kept."""
-    return StoredDecision(
-        record.decision_id, record.customer_id, record.request_hash, record.record_json
-    )
+    return StoredDecision(record.decision_id, record.customer_id, record.request_hash, record.kept)
 
 
 def keeper(
@@ -87,6 +91,9 @@ def keep(
     """Insert decisions, given also as rows, and return what the store now holds for each."""
     if not records:
         return []
+    shared = {one for one in (record.kept.shared for record in records) if one is not None}
+    if shared:
+        insert_rows(connection, SHARED, list(shared))
     insert_rows(connection, DECISIONS, rows)
     # Read back who holds each key: another request, or another server, may have been first.
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
@@ -105,15 +112,16 @@ def keep(
 
 def find(connection: sa.Connection, decision_id: str) -> StoredDecision | None:
     """Return one stored decision, or None."""
-    query = sa.select(DECISIONS).where(DECISIONS.c.decision_id == decision_id)
-    row = connection.execute(query).first()
-    return None if row is None else stored(row)
+    query = sa.select(*STORED).where(_NAMED.decision_id == decision_id)
+    found = stored(connection, connection.execute(query).all())
+    return found[0] if found else None
 
 
 def by_keys(connection: sa.Connection, keys: Sequence[str]) -> dict[str, StoredDecision]:
     """Return the decisions made under these idempotency keys, by key."""
-    found = zip(*columns_of(connection, _BY_KEYS, keys), strict=True)
-    return {key: _stored(*row) for key, *row in found}
+    taken, *columns = columns_of(connection, _BY_KEYS, keys)
+    found = stored(connection, list(zip(*columns, strict=True)))
+    return dict(zip(taken, found, strict=True))
 
 
 def request_hashes(connection: sa.Connection, decision_ids: Sequence[str]) -> dict[str, str]:
@@ -157,10 +165,22 @@ def rows_about(connection: sa.Connection, customer_ids: Sequence[str]) -> Counte
     return rows
 
 
-def stored(row: Any) -> StoredDecision:
-    """Return a row of the table as the record that it holds."""
-    return _stored(row.decision_id, row.customer_id, row.request_hash, row.record)
+def stored(connection: sa.Connection, rows: Sequence[Any]) -> list[StoredDecision]:
+    """Return rows of the columns `STORED` as decisions."""
+    records = kept(connection, [row[3:] for row in rows])
+    return [
+        StoredDecision(row[0], row[1], row[2], one) for row, one in zip(rows, records, strict=True)
+    ]
 
 
-def _stored(decision_id: str, customer_id: str, request_hash: str, record: str) -> StoredDecision:
-    return StoredDecision(decision_id, customer_id, request_hash, record)
+def kept(
+    connection: sa.Connection, rows: Sequence[tuple[str, bytes | None, str | None]]
+) -> list[Kept]:
+    """Return records, given their text, their numbers and the hash of what they share."""
+    hashes = {shared for _, _, shared in rows if shared is not None}
+    found = zip(*columns_of(connection, _SHARED, list(hashes)), strict=True) if hashes else ()
+    contents = dict(found)
+    return [
+        Kept(text, numbers, None if shared is None else Shared(shared, contents.get(shared, "")))
+        for text, numbers, shared in rows
+    ]

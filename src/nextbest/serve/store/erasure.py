@@ -31,16 +31,10 @@ __all__ = ["erase", "erased", "erased_decision", "lift", "person"]
 # In this order after all hexadecimal digits: one range of the key holds customers and salt.
 SALT, DECISION = "salt:", "went:"
 _HASH = ERASURES.c.customer_hash
-# Contacts before the decisions that they belong to.
-_PERSONAL = {
-    "outcomes": OUTCOMES,
-    "contacts": CONTACTS,
-    "events": CUSTOMER_EVENTS,
-    "decisions": DECISIONS,
-}
+# Beside decisions, which most of the time only their contacts lead to.
+_PERSONAL = {"outcomes": OUTCOMES, "contacts": CONTACTS, "events": CUSTOMER_EVENTS}
 # What says how we keep a row, and nothing of the person.
 _OURS = ("content_hash", "batch")
-_TIMES = ("decided_at", "contacted_at", "occurred_at", "event_at")
 
 
 def erased(connection: sa.Connection) -> Erased:
@@ -68,7 +62,6 @@ def erase(connection: sa.Connection, customer_id: str) -> dict[str, int]:
             sa.delete(table).where(table.c.customer_id == customer_id)
         ).rowcount
         for name, table in _PERSONAL.items()
-        if table is not DECISIONS
     }
     made = DECISIONS.c.decision_id
     deletes = (sa.delete(DECISIONS).where(made.in_(some)) for some in portions(gone))
@@ -95,20 +88,21 @@ def person(connection: sa.Connection, customer_id: str) -> Person:
     rows = {
         name: tuple(_plain(row) for row in connection.execute(_about(table, customer_id)))
         for name, table in _PERSONAL.items()
-        if table is not DECISIONS
     }
-    made = connection.execute(_about(DECISIONS, customer_id))
-    return Person(tuple(decisions.stored(row) for row in made), **rows)
+    found = connection.execute(_stored_of(customer_id)).all()
+    return Person(tuple(decisions.stored(connection, found)), **rows)
 
 
 def _about(table: sa.Table, customer_id: str) -> sa.Select[Any]:
-    times = [
-        c for c in table.c if c.name in ("decided_at", "contacted_at", "occurred_at", "event_at")
-    ]
+    times = [c for c in table.c if c.name in ("contacted_at", "occurred_at", "event_at")]
     query = sa.select(table).order_by(*times, *table.primary_key)
-    if table is DECISIONS:
-        return query.where(table.c.decision_id.in_(_decisions_of(customer_id)))
     return query.where(table.c.customer_id == customer_id)
+
+
+def _stored_of(customer_id: str) -> sa.Select[Any]:
+    made = DECISIONS.c
+    query = sa.select(*decisions.STORED).where(made.decision_id.in_(_decisions_of(customer_id)))
+    return query.order_by(made.decided_at, made.decision_id)
 
 
 def _decisions_of(customer_id: str) -> sa.CompoundSelect[Any]:

@@ -8,6 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from nextbest.serve.records import LoggedContact, LoggedDecision, Outcome
+from nextbest.serve.store import decisions
 from nextbest.serve.store.outcomes import outcome_of
 from nextbest.serve.store.rows import rows_in
 from nextbest.serve.store.tables import CONTACTS, DECISIONS, OUTCOMES
@@ -47,6 +48,8 @@ def decisions_after(
         named.channel,
         named.arm,
         named.record,
+        named.numbers,
+        named.shared,
     ).where(named.decision_id > last)
     if since is not None:
         query = query.where(named.decided_at >= since)
@@ -54,7 +57,11 @@ def decisions_after(
         query = query.where(named.decided_at < until)
     rows = connection.execute(query.order_by(named.decision_id).limit(size)).all()
     made = _contacts(connection, [row.decision_id for row in rows])
-    return [LoggedDecision(*row, tuple(made.get(row.decision_id, ()))) for row in rows]
+    records = decisions.kept(connection, [row[5:] for row in rows])
+    return [
+        LoggedDecision(*row[:5], record, tuple(made.get(row.decision_id, ())))
+        for row, record in zip(rows, records, strict=True)
+    ]
 
 
 def _contacts(

@@ -17,11 +17,12 @@ __all__ = [
     "OUTCOMES",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "SHARED",
     "WITHOUT_OFFERS",
     "revision",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # Earlier ones were never released, and cannot be upgraded.
 OLDEST_VERSION = 2
 
@@ -37,6 +38,13 @@ ALEMBIC = sa.Table(
     sa.Column("version_num", sa.String(32), nullable=False),
     sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
+# What the records of many decisions have in common, under its hash; it is about nobody, and stays.
+SHARED = sa.Table(
+    "shared_inputs",
+    METADATA,
+    sa.Column("hash", sa.String(32), primary_key=True),
+    sa.Column("content", sa.Text, nullable=False),
+)
 DECISIONS = sa.Table(
     "decisions",
     METADATA,
@@ -49,7 +57,10 @@ DECISIONS = sa.Table(
     sa.Column("offers", sa.Integer, nullable=False, server_default="0"),
     sa.Column("idempotency_key", sa.String(160), unique=True),
     sa.Column("request_hash", sa.String(64), nullable=False),
+    # All of it as JSON, or with what is no text beside it (`nextbest.decide.packed`).
     sa.Column("record", sa.Text, nullable=False),
+    sa.Column("numbers", sa.LargeBinary),
+    sa.Column("shared", sa.String(32), sa.ForeignKey("shared_inputs.hash")),
     # The others are found by their contacts: an index in the order of customers costs a decision
     # another page on its way to disk, and nobody asks for it but who exports or erases a person.
     sa.Index(
