@@ -1,4 +1,4 @@
-"""What is said of each decision: the offers with their numbers and reasons, or why there is none."""
+"""What is said of each decision: its offers with numbers and reasons, or why there is none."""
 
 from __future__ import annotations
 

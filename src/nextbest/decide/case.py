@@ -22,10 +22,7 @@ from nextbest.decide.words import WORDS, plain, plain_list, shown
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
 
-__all__ = ["Case", "consent_in_words", "why"]
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+__all__ = ["Case", "consent_in_words", "failure", "why"]
 
 
 class Case:
@@ -48,7 +45,7 @@ class Case:
         """Where and when the offers will be shown."""
         return self.of.situation_of(self.row)
 
-    def _lookup(self, offers: list[int] | Ints) -> Lookup:
+    def lookup(self, offers: list[int]) -> Lookup:
         """What rules and formulas read of this customer and some offers."""
         get = self.of.frame.lookup(slice(None))
         own = slice(self.row, self.row + 1)
@@ -97,7 +94,7 @@ class Case:
         return {"step": step, "passed": all(rule["passed"] for rule in found), "rules": found}
 
     def _rule(self, source: str, named: NamedRule, offer: int) -> dict[str, Any]:
-        get = self._lookup([offer])
+        get = self.lookup([offer])
         clauses = named.rule.explain(get, lambda name: plain(get(name)))
         return {
             "rule": named.name,
@@ -106,51 +103,6 @@ class Case:
             "passed": all(clause["outcome"] == "true" for clause in clauses),
             "clauses": clauses,
         }
-
-    def _ruled_out(self, fate: tuple[str, str], lost: Mask) -> list[str]:
-        """How the rules came out that removed some offers, all at one step and by one name."""
-        said = np.empty(len(lost), dtype=object)
-        left = lost.copy()
-        for named, concerned in self.of.policy.rules_by_fate[fate]:
-            offers = (left & concerned).nonzero()[0]
-            if offers.size:
-                # Policy and offer may call a rule by the same name: the first that failed counts.
-                failed, why = self._failed(named, offers)
-                said[failed] = why
-                left[failed] = False
-        found: list[str] = said[lost].tolist()
-        return found
-
-    def _failed(self, named: NamedRule, offers: Ints) -> tuple[Ints, list[str]]:
-        """Those of some offers for which a rule failed, and what of it was not true."""
-        columns = self.of.catalogue.columns
-        sources = {columns[name].source for name in named.rule.columns & columns.keys()}
-        if not sources.isdisjoint(("pair", "offer")):
-            return self._failed_each(named, offers)
-        # What depends on the customer alone comes out alike for all of them.
-        one, why = self._failed_each(named, offers[:1])
-        return (offers, why * len(offers)) if one.size else (one, why)
-
-    def _failed_each(self, named: NamedRule, offers: Ints) -> tuple[Ints, list[str]]:
-        get, clauses = self._lookup(offers), named.rule.clauses
-        with np.errstate(all="ignore"):
-            masks = [clause.term.run(get) for clause in clauses]
-        true, false = ([_each(mask, len(offers)) for mask in half] for half in zip(*masks, strict=True))
-        values: dict[str, list[Any]] = {}
-        failed, why = [], []
-        for at in range(len(offers)):
-            first = next((number for number, held in enumerate(true) if not held[at]), None)
-            if first is None:
-                continue
-            clause = clauses[first]
-            for name in clause.columns:
-                if name not in values:
-                    values[name] = _each_plain(get(name), len(offers))
-            seen = {name: values[name][at] for name in clause.columns}
-            outcome = "false" if false[first][at] else "unknown"
-            failed.append(at)
-            why.append(_failure(named.step, named.name, clause.text, outcome, seen))
-        return offers[failed], why
 
     def contact_policy(self, offer: int) -> dict[str, Any]:
         """How consent, quiet hours and limits stand for an offer."""
@@ -237,7 +189,7 @@ class Case:
             found["clv"] = policy.retention.clv
         if policy.ceiling is not None and offer in policy.ceiling.offers:
             found["clv"] = policy.ceiling.clv
-        get = self._lookup([offer])
+        get = self.lookup([offer])
         said = {
             name: {
                 "text": formula.text,
@@ -277,7 +229,7 @@ class Case:
         numbers = self.numbers(offer)
         for name in SHARES:
             formula = self.of.catalogue.amounts[name].formula(offer)
-            share = None if formula is None else plain(formula.evaluate(self._lookup([offer])))
+            share = None if formula is None else plain(formula.evaluate(self.lookup([offer])))
             if share is not None and not 0 <= share <= 1:
                 return f"{name} is {shown(share)}, which is not between 0 and 1"
         costs = ("incentive_cost", "contact_cost")
@@ -323,9 +275,9 @@ class Case:
         """Why an offer that reached arbitration won or lost."""
         if offer in self.picked:
             return f"rank {self.picked.index(offer) + 1}"
-        return self._lost_to_others(self.fate(offer), [offer])[0]
+        return self.lost_to_others(self.fate(offer), [offer])[0]
 
-    def _lost_to_others(self, fate: tuple[str, str], offers: Sequence[int]) -> list[str]:
+    def lost_to_others(self, fate: tuple[str, str], offers: Sequence[int]) -> list[str]:
         """Why some offers of one fate lost in arbitration."""
         if fate in WORDS:
             return [WORDS[fate]] * len(offers)
@@ -410,14 +362,6 @@ class Case:
             steps.append(_lost(self.fate(offer)))
         return steps
 
-    def because(self, fate: tuple[str, str], lost: Mask) -> list[str]:
-        """What the rules, the value step or arbitration say of the offers of one fate."""
-        if fate[0] == "value":
-            return [str(self.value(offer)["reason"]) for offer in lost.nonzero()[0].tolist()]
-        if fate[0] == "arbitration":
-            return self._lost_to_others(fate, lost.nonzero()[0].tolist())
-        return self._ruled_out(fate, lost)
-
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
     """The step that removed an offer for a reason that is always the same."""
@@ -432,31 +376,17 @@ def why(step: Mapping[str, Any]) -> str:
         return str(step["reason"])
     rule = next(rule for rule in step["rules"] if not rule["passed"])
     clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-    return _failure(
+    return failure(
         step["step"], rule["rule"], clause["clause"], clause["outcome"], clause["values"]
     )
 
 
-def _failure(step: str, rule: str, clause: str, outcome: str, values: Mapping[str, Any]) -> str:
+def failure(step: str, rule: str, clause: str, outcome: str, values: Mapping[str, Any]) -> str:
     """How the clause of a rule came out that was not true, and what it saw."""
     seen = ", ".join(f"{name} = {shown(v)}" for name, v in values.items())
     title = f'"{rule}", ' if rule != step else ""
     said = f"{title}{clause} is {outcome}"
     return f"{said} ({seen})" if seen else said
-
-
-def _each(values: Any, offers: int) -> list[Any]:
-    """One value for each of so many offers."""
-    listed: list[Any] = np.asarray(values).ravel().tolist()
-    return listed if len(listed) == offers else listed * offers
-
-
-def _each_plain(values: Any, offers: int) -> list[Any]:
-    """The same as `plain` writes them."""
-    if not isinstance(values, np.ndarray):
-        return [plain(values)] * offers
-    listed = plain_list(values.ravel())
-    return listed if len(listed) == offers else listed * offers
 
 
 def consent_in_words(name: str | None, value: Any) -> str:

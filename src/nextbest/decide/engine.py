@@ -129,17 +129,6 @@ class Decisions:
         return limits.count(self.audience.contacts, len(self), moment)
 
     @cached_property
-    def context_holds(self) -> list[npt.NDArray[np.bool_]]:
-        """For each context weight, (n, m) where its condition holds."""
-        if not self.policy.context_weights:
-            return []
-        get = self.frame.lookup(slice(None))
-        return [
-            np.broadcast_to(rule.satisfied(get), self.fates.shape)
-            for _, rule, _ in self.policy.context_weights
-        ]
-
-    @cached_property
     def answers(self) -> Answers:
         """The answers to all customers."""
         return Answers(self)

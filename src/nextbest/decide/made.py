@@ -1,13 +1,13 @@
 """What is said of the offers that are made: their numbers, and in words why each was chosen.
 
-Each kind of reason is written for all offers of a group in one go: one customer has but few.
+One kind of reason after the other is said of all offers of a group, as one customer has but few.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,26 +27,28 @@ __all__ = ["OffersMade"]
 
 # Numbers behind an offer's priority that its reasons name.
 _MONEY = ("margin", "incentive_cost", "contact_cost", "retention_value", "baseline_rate")
-_STRANGER = ("nothing is known about this customer: the fallback list decides",)
+_STRANGER = "nothing is known about this customer: the fallback list decides"
 
 
 class OffersMade:
-    """The offers that some decisions make.
+    """The offers that some decisions make, with their numbers and reasons.
 
-    What is told of them stands in columns: k offers, customer by customer, best first.
+    All k of them stand in columns, customer by customer, best first.
     """
 
     def __init__(self, decisions: Decisions) -> None:
         self._of = decisions
-        self._named = _named(decisions.policy)
+        self._moment = utc(decisions.situation.decided_at)
+        self._arm: list[str] = decisions.arm.tolist()
         n, m = decisions.fates.shape
-        at, slots = (decisions.chosen >= 0).nonzero()
-        offers = decisions.chosen[at, slots]
-        # Where in an array that broadcasts over customers × offers the offers' numbers are.
-        self._cells = {(1, 1): at * 0, (n, 1): at, (1, m): offers, (n, m): at * m + offers}
-        self._rows: list[int] = at.tolist()
+        rows, slots = (decisions.chosen >= 0).nonzero()
+        offers = decisions.chosen[rows, slots]
+        # Where their numbers are in an array that broadcasts over customers × offers.
+        self._cells = {(1, 1): 0 * rows, (n, 1): rows, (1, m): offers, (n, m): rows * m + offers}
+        self._rows: list[int] = rows.tolist()
         self._offers: list[int] = offers.tolist()
-        self._drawn: list[float] = decisions.selection_probability[at, slots].tolist()
+        self._named = _named(decisions.policy)
+        self._probability: list[float] = decisions.selection_probability[rows, slots].tolist()
         self._propensity = self._column(decisions.audience.propensity)
         self._profit = self._column(decisions.values.expected_profit)
 
@@ -77,7 +79,7 @@ class OffersMade:
             _finite(self._propensity),
             _finite(self._profit),
             _finite(self._column(self._of.values.priority)),
-            self._drawn,
+            self._probability,
             self._reasons(),
             strict=True,
         )
@@ -87,101 +89,103 @@ class OffersMade:
         return told
 
     def _column(self, values: npt.NDArray[Any]) -> list[Any]:
-        """(k,) the offers' numbers; ``values`` broadcast over customers × offers."""
+        """The offers' numbers; ``values`` broadcast over customers × offers."""
         found: list[Any] = values.take(self._cells[values.shape]).tolist()
         return found
 
-    def _reasons(self) -> Iterator[Sequence[str]]:
+    def _reasons(self) -> list[list[str]]:
         """In plain words, why each offer is made."""
+        reasons = self._responses()
+        self._say_what_it_earns(reasons)
+        self._say_what_weighs(reasons)
+        self._say_how_chosen(reasons)
         known: list[bool] = self._of.audience.known.tolist()
-        written = zip(
-            self._rows,
-            self._responses(),
-            self._money(),
-            self._weights(),
-            self._choices(),
-            strict=True,
-        )
-        for row, response, money, weights, choice in written:
-            yield (response, money, *weights, *choice) if known[row] else _STRANGER
+        for at, row in enumerate(self._rows):
+            if not known[row]:
+                reasons[at] = [_STRANGER]
+        return reasons
 
-    def _responses(self) -> Iterator[str]:
-        """How likely a response is, and how long the customer has: the window, or until the end."""
-        moment = utc(self._of.situation.decided_at)
-        for offer, propensity in zip(self._offers, self._propensity, strict=True):
-            days, ends_at = self._named[offer].window
-            if ends_at is not None:
-                left = math.ceil((ends_at - moment).total_seconds() / 86_400)
-                days = min(days, left) if days else left
-            within = "" if days is None else f" within {days} days"
-            yield f"{propensity:.1%} chance of a response{within}"
+    def _responses(self) -> list[list[str]]:
+        """How likely a response is, and within how many days: the first reason of each offer."""
+        named = [self._named[offer] for offer in self._offers]
+        within = [
+            one.window if one.ends_at is None else one.until(one.ends_at - self._moment)
+            for one in named
+        ]
+        return [
+            [f"{propensity:.1%} chance of a response{said}"]
+            for propensity, said in zip(self._propensity, within, strict=True)
+        ]
 
-    def _money(self) -> Iterator[str]:
+    def _say_what_it_earns(self, reasons: Sequence[list[str]]) -> None:
         """What each offer's expected profit is made of."""
         columns = [self._column(getattr(self._of.values, name)) for name in _MONEY]
-        written = zip(self._profit, *columns, strict=True)
-        for profit, margin, incentive, contact_cost, kept, rate in written:
-            said = (
+        for said, profit, margin, incentive, contact_cost, kept, rate in zip(
+            reasons, self._profit, *columns, strict=True
+        ):
+            money = (
                 f"expected profit {profit:.2f}: margin {margin:.2f}"
                 f" less incentive {incentive:.2f} per response, less {contact_cost:.2f} to contact"
             )
             if rate:
-                said += f", less {rate * margin:.2f} of margin that would come anyway"
-            yield f"{said}, plus {kept:.2f} for keeping the customer" if kept else said
+                money += f", less {rate * margin:.2f} of margin that would come anyway"
+            said.append(f"{money}, plus {kept:.2f} for keeping the customer" if kept else money)
 
-    def _weights(self) -> Iterator[Sequence[str]]:
+    def _say_what_weighs(self, reasons: Sequence[list[str]]) -> None:
         """What else moves each offer's priority: levers, scarcity prices and context weights."""
-        moment = utc(self._of.situation.decided_at)
-        charged = [0.0] * len(self._rows) if self._charge is None else self._column(self._charge)
-        for row, offer, charge in zip(self._rows, self._offers, charged, strict=True):
-            said = []
-            for until, lever in self._named[offer].levers:
-                if moment < until:
-                    said.append(lever)
-            if charge > 0:
-                price = f"scarcity price {charge:.2f}"
-                said.append(f"{price}: what others would gain from it; priority is less that")
-            for number, weight in self._named[offer].weights:
-                if self._of.context_holds[number].item(row, offer):
-                    said.append(weight)
-            yield said
+        charged = None if self._charge is None else self._column(self._charge)
+        for at, offer in enumerate(self._offers):
+            named = self._named[offer]
+            for until, lever in named.levers:
+                if self._moment < until:
+                    reasons[at].append(lever)
+            if charged is not None and charged[at] > 0:
+                price = f"scarcity price {charged[at]:.2f}"
+                said = f"{price}: what others would gain from it; priority is less that"
+                reasons[at].append(said)
+            for number, weight in named.weights:
+                if self._holds[number][at]:
+                    reasons[at].append(weight)
 
-    def _choices(self) -> Iterator[Sequence[str]]:
-        """How each was chosen: against which others, in which arm, with which probability."""
+    @cached_property
+    def _holds(self) -> list[list[bool]]:
+        """For each context weight, whether its condition holds for each offer."""
+        get = self._of.frame.lookup(slice(None))
+        weights = self._of.policy.context_weights
+        return [self._column(np.atleast_2d(rule.satisfied(get))) for _, rule, _ in weights]
+
+    def _say_how_chosen(self, reasons: Sequence[list[str]]) -> None:
+        """Against which others, in which arm, and with which probability each was chosen."""
         how = self._of.policy.policy.tables.exploration.policy
-        arms: list[str] = self._of.arm.tolist()
-        for row, probability, against in zip(
-            self._rows, self._drawn, self._against_the_next(arms), strict=True
+        worth = self._column(self._worth)
+        for said, row, probability, own in zip(
+            reasons, self._rows, self._probability, worth, strict=True
         ):
-            arm = arms[row]
+            arm = self._arm[row]
             if arm == RANDOM_ELIGIBLE:
                 drawn = f"drawn with a probability of {probability:.1%}"
-                yield (f"arm {arm}: {drawn}, whatever it is worth",)
+                said.append(f"arm {arm}: {drawn}, whatever it is worth")
                 continue
-            said = [against] if arm == POLICY else [f"arm {arm}", against]
+            if arm != POLICY:
+                said.append(f"arm {arm}")
+            said.append(self._against_the_next(row, own))
             if how != "greedy" and arm != PROPENSITY_ONLY:
                 said.append(f"drawn with a probability of {probability:.1%} ({how})")
-            yield said
 
-    def _against_the_next(self, arms: Sequence[str]) -> Iterator[str]:
-        """What each offer competed on, against the best of those that the customer does not get."""
-        best, positions = self._runners_up()
-        for row, own in zip(self._rows, self._column(self._worth), strict=True):
-            worth = best[row]
-            if not math.isfinite(worth):
-                yield self._nothing_next(row)
-                continue
-            name = "propensity" if arms[row] == PROPENSITY_ONLY else "priority"
-            other = "next" if worth <= own else "better, but not drawn,"
-            offer_id = self._named[positions[row]].id
-            yield f"{name} {own:.2f}; {other} is offer {offer_id} at {worth:.2f}"
+    def _against_the_next(self, row: int, own: float) -> str:
+        best, positions = self._runners_up
+        worth = best[row]
+        if not math.isfinite(worth):
+            fates = self._of.policy.fates
+            if fates.limited[self._of.fates[row]].any():
+                return "no other offer would earn anything of which there is enough for all"
+            return "no other offer that may be made would earn anything"
+        name = "propensity" if self._arm[row] == PROPENSITY_ONLY else "priority"
+        other = "next" if worth <= own else "better, but not drawn,"
+        offer_id = self._named[positions[row]].id
+        return f"{name} {own:.2f}; {other} is offer {offer_id} at {worth:.2f}"
 
-    def _nothing_next(self, row: int) -> str:
-        fates = self._of.policy.fates
-        if fates.limited[self._of.fates[row]].any():
-            return "no other offer would earn anything of which there is enough for all"
-        return "no other offer that may be made would earn anything"
-
+    @cached_property
     def _runners_up(self) -> tuple[list[float], list[int]]:
         """For each customer what the best of the offers that lost competed on; -inf for none."""
         of, order = self._of, self._of.policy.order
@@ -212,16 +216,24 @@ class _Named(NamedTuple):
 
     Parameters
     ----------
-    window: within how many days a customer can respond, and when the offer ends.
+    days, window: within how many days a customer can respond, and the same in words.
+    ends_at: when the offer ends, in UTC.
     levers: until when each holds, and its words.
     weights: numbers of the context weights that the offer may have, and their words.
     """
 
     id: str
     name: str
-    window: tuple[int | None, datetime | None]
+    days: int | None
+    window: str
+    ends_at: datetime | None
     levers: list[tuple[datetime, str]]
     weights: list[tuple[int, str]]
+
+    def until(self, end: timedelta) -> str:
+        """How long a customer can respond where the offer may end before its window does."""
+        left = math.ceil(end.total_seconds() / 86_400)
+        return _within(min(self.days, left) if self.days else left)
 
 
 def _named(policy: BoundPolicy) -> list[_Named]:
@@ -236,7 +248,9 @@ def _named(policy: BoundPolicy) -> list[_Named]:
             _Named(
                 offer.id,
                 offer.name,
-                (offer.response_window_days, offer.ends_at and utc(offer.ends_at)),
+                offer.response_window_days,
+                _within(offer.response_window_days),
+                None if offer.ends_at is None else utc(offer.ends_at),
                 [(lever.until, _lever(lever)) for lever in levers],
                 [(number, weights[number]) for number in numbers],
             )
@@ -246,6 +260,10 @@ def _named(policy: BoundPolicy) -> list[_Named]:
         ]
     named: list[_Named] = policy.notes["named"]
     return named
+
+
+def _within(days: int | None) -> str:
+    return "" if days is None else f" within {days} days"
 
 
 def _lever(lever: Lever) -> str:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import bound as b
 from nextbest.decide import contact
-from nextbest.decide.case import Case, consent_in_words
+from nextbest.decide.case import Case, consent_in_words, failure
 from nextbest.decide.frame import utc
-from nextbest.decide.words import WORDS
+from nextbest.decide.words import WORDS, plain, plain_list
 
 if TYPE_CHECKING:
     from nextbest.decide.bound import BoundPolicy
     from nextbest.decide.engine import Decisions
+    from nextbest.decide.rules import NamedRule
 
 __all__ = ["NoOfferReasons"]
 
@@ -62,7 +63,7 @@ class NoOfferReasons:
                 np.copyto(lines, self._shared.lines(step, reason), where=same)
         else:
             heads = self._shared.heads(step)[lost].tolist()
-            said = case.because(fate, lost)
+            said = _because(case, fate, lost)
             lines[lost] = [head + one for head, one in zip(heads, said, strict=True)]
 
     def _same_for_all(self, fate: tuple[str, str], row: int) -> str | None:
@@ -91,10 +92,69 @@ class NoOfferReasons:
         return {one.limit.name: one for one in self._of.counts}
 
     def _counted(self, name: str, row: int) -> tuple[contact.Counts, npt.NDArray[np.int64]]:
-        """What a limit counted, and (m,) how much of it counts against each of a customer's offers."""
+        """What a limit counted, and (m,) how much of it counts for a customer, by offer."""
         counts = self._counts[name]
         events = counts.counted[row][counts.pool]
         return counts, events if counts.own is None else events - counts.own[row]
+
+
+def _because(case: Case, fate: tuple[str, str], lost: Mask) -> list[str]:
+    """What arbitration, the value step or the rules say of each offer that met one fate."""
+    if fate[0] == "arbitration":
+        return case.lost_to_others(fate, lost.nonzero()[0].tolist())
+    if fate[0] == "value":
+        return [str(case.value(offer)["reason"]) for offer in lost.nonzero()[0].tolist()]
+    said = np.empty(len(lost), dtype=object)
+    left = lost.copy()
+    # Policy and offer may call a rule by the same name: the first that failed counts.
+    for rule in case.of.policy.rules_by_fate[fate]:
+        here = left & rule.offers
+        offers: list[int] = here.nonzero()[0].tolist()
+        if offers and rule.each:
+            failed = _failed(case, rule.named, offers)
+            said[[*failed]] = [*failed.values()]
+            left[[*failed]] = False
+        elif offers and (failed := _failed(case, rule.named, offers[:1])):
+            # What depends on the customer alone comes out alike for all of them.
+            said[here] = failed[offers[0]]
+            left &= ~here
+    found: list[str] = said[lost].tolist()
+    return found
+
+
+def _failed(case: Case, named: NamedRule, offers: list[int]) -> dict[int, str]:
+    """What of a rule was not true, by offer, for those of some offers where that is so.
+
+    The trace says the same of each offer by itself (`Case.rules`).
+    """
+    get, n = case.lookup(offers), len(offers)
+    with np.errstate(all="ignore"):
+        masks = [clause.term.run(get) for clause in named.rule.clauses]
+    outcomes = [(_each(true, n), _each(false, n)) for true, false in masks]
+    values: dict[str, list[Any]] = {}
+    failed: dict[int, str] = {}
+    for at, offer in enumerate(offers):
+        for clause, (true, false) in zip(named.rule.clauses, outcomes, strict=True):
+            if not true[at]:
+                values |= {c: _each_plain(get(c), n) for c in clause.columns if c not in values}
+                seen = {name: values[name][at] for name in clause.columns}
+                outcome = "false" if false[at] else "unknown"
+                failed[offer] = failure(named.step, named.name, clause.text, outcome, seen)
+                break
+    return failed
+
+
+def _each(values: Any, n: int) -> list[Any]:
+    """One value for each of n offers."""
+    listed: list[Any] = np.asarray(values).ravel().tolist()
+    return listed if len(listed) == n else listed * n
+
+
+def _each_plain(values: Any, n: int) -> list[Any]:
+    """The same as `plain` writes them."""
+    if isinstance(values, np.ndarray) and values.size > 1:
+        return plain_list(values.ravel())
+    return [plain(values)] * n
 
 
 class _Shared:
@@ -126,7 +186,7 @@ class _Shared:
         """The line of each offer where that step removed it for a reason that is no offer's own."""
         lines = self._lines.get((step, why))
         if lines is None:
-            if len(self._lines) == _KEPT:
+            if len(self._lines) >= _KEPT:
                 self._lines.clear()
             lines = np.array([head + why for head in self.heads(step).tolist()], dtype=object)
             self._lines[step, why] = lines
