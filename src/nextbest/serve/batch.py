@@ -7,23 +7,19 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from nextbest.decide.engine import Decisions, Ration
 from nextbest.decide.frame import Situation, utc
 from nextbest.decide.trace import funnel
 from nextbest.errors import StoreError, UsageError, did_you_mean
 from nextbest.serve.audience import Past, past_of
+from nextbest.serve.batchfile import Table, appending
 from nextbest.serve.cores import cores
 from nextbest.serve.decisions import ATTEMPTS, decide_for
 from nextbest.serve.learnt import Learnt, learnt_of
@@ -43,15 +39,6 @@ CHUNK = 2_000
 
 P = TypeVar("P")
 R = TypeVar("R")
-Table = Mapping[str, np.ndarray[Any, Any]]
-
-_ARROW = {
-    "O": pa.string(),
-    "f": pa.float64(),
-    "i": pa.int64(),
-    "b": pa.bool_(),
-    "M": pa.timestamp("us", tz="UTC"),
-}
 
 
 @dataclass
@@ -199,7 +186,7 @@ def decide_batch(
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     rationing = _rationing(state, situation, made, total)
     prices, ration = (None, None) if rationing is None else _share(rationing, batch, parts)
-    with _writer(out) as write:
+    with appending(out) as write:
 
         def decided(part: tuple[int, Sequence[str]]) -> tuple[Decisions, Table]:
             start, ids = part
@@ -409,67 +396,3 @@ def _sum_into(total: dict[str, Any], more: Mapping[str, Any]) -> None:
             _sum_into(total.setdefault(name, {}), value)
         else:
             total[name] = total.get(name, 0) + value
-
-
-Write = Callable[[Table], None]
-
-
-@contextmanager
-def _writer(out: Path | None) -> Iterator[Write]:
-    """Give a function that appends columns to the file; the file appears at the end, whole."""
-    if out is None:
-        yield lambda _: None
-        return
-    suffix = out.suffix.lower()
-    if suffix not in (".parquet", ".csv"):
-        raise UsageError(
-            "--out",
-            "the kind of file is not known",
-            expected="a name that ends in .parquet or .csv",
-            got=str(out),
-        )
-    if out.is_dir():
-        raise UsageError("--out", "there is a folder of this name", got=str(out))
-    draft = out.with_name(f".{out.name}-{uuid4().hex}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("xb") as sink:
-            file = _ArrowFile(sink, suffix)
-            yield file.append
-            file.close()
-        draft.replace(out)
-    except OSError as error:
-        raise StoreError(
-            str(out),
-            "the file cannot be written",
-            got=error.strerror or str(error),
-            action="Choose another place with --out, or check permissions and disk space",
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-
-
-class _ArrowFile:
-    """A Parquet or CSV file that grows by tables of the same columns."""
-
-    def __init__(self, sink: Any, suffix: str) -> None:
-        self._sink = sink
-        self._open = pa.parquet.ParquetWriter if suffix == ".parquet" else pa.csv.CSVWriter
-        self._file: Any = None
-
-    def append(self, columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Add rows; NaN and None become null."""
-        schema = pa.schema([(name, _ARROW[v.dtype.kind]) for name, v in columns.items()])
-        arrays = [
-            pa.array(values, type=kind, from_pandas=True)
-            for values, kind in zip(columns.values(), schema.types, strict=True)
-        ]
-        if self._file is None:
-            self._file = self._open(self._sink, schema)
-        self._file.write_table(pa.Table.from_arrays(arrays, schema=schema))
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self._file is not None:
-            self._file.close()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from nextbest.decide.engine import Decisions
+from nextbest.decide.frame import Audience
 from nextbest.decide.packed import Packing
 from nextbest.decide.words import written_time
 from nextbest.serve.audience import Shaper
@@ -99,15 +100,15 @@ class _Stakes:
         self._ends: dict[int, datetime] = {}
         self._chosen: list[list[int]] = decisions.chosen.tolist()
         losses = decisions.losses
-        self._losses = losses.ignored.tolist(), losses.answered.tolist()
+        self._losses = _as_known(losses.ignored), _as_known(losses.answered)
 
     def of(self, row: int, made: Sequence[Mapping[str, Any]]) -> tuple[Stake, ...]:
         """What is kept of the offers made to one customer."""
         ignored, answered = self._losses
         stakes = []
         for slot, offer in enumerate(made):
-            losses = _known(ignored[row][slot]), _known(answered[row][slot])
             ends_at = self._end(self._chosen[row][slot])
+            losses = ignored[row][slot], answered[row][slot]
             stakes.append(Stake(offer["propensity"], ends_at, *losses))
         return tuple(stakes)
 
@@ -119,10 +120,6 @@ class _Stakes:
         if days not in self._ends:
             self._ends[days] = self._at + timedelta(days=days)
         return self._ends[days]
-
-
-def _known(number: float) -> float | None:
-    return number if math.isfinite(number) else None
 
 
 def answer_of(
@@ -148,11 +145,7 @@ class _Answers:
         self._said = decisions.answers
         self._channel = decisions.situation.channel
         self._ignored = prices_ignored
-        columns = audience.columns
-        self._scores = {
-            name: np.asarray(columns[name], dtype=np.float64).tolist() if name in columns else None
-            for name in scores
-        }
+        self._scores = _scores(audience, scores)
         self._versions = {
             "models": audience.versions["models"],
             "bundle": audience.versions["bundle"],
@@ -175,15 +168,33 @@ class _Answers:
             "profile_stale": said["profile_stale"],
             "offers": said["offers"],
             "no_offer_reasons": said["no_offer_reasons"],
-            "scores": {
-                name: None if values is None else _known(values[row])
-                for name, values in self._scores.items()
-            },
+            "scores": self._scores[row],
             "versions": self._versions,
         }
         if self._ignored is not None:
             answer["prices_ignored"] = self._ignored
         return answer
+
+
+def _scores(audience: Audience, names: Sequence[str]) -> list[dict[str, float | None]]:
+    """The scores of each customer; None where unknown, and where the audience has none."""
+    known = [name for name in names if name in audience.columns]
+    values = [_as_known(np.asarray(audience.columns[name], dtype=np.float64)) for name in known]
+    none = dict.fromkeys(names)
+    if not known:
+        return [none] * len(audience.customer_ids)
+    return [{**none, **dict(zip(known, row, strict=True))} for row in zip(*values, strict=True)]
+
+
+def _as_known(numbers: npt.NDArray[np.float64]) -> list[Any]:
+    """Numbers, however deep the array, with None in the place of those that are none."""
+    finite = np.isfinite(numbers)
+    found = numbers
+    if not finite.all():
+        found = numbers.astype(object)
+        found[~finite] = None
+    items: list[Any] = found.tolist()
+    return items
 
 
 def _prices_version(decisions: Decisions) -> dict[str, str]:
