@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from nextbest.decide.offers import BoundCatalogue, Offer, concerns
 from nextbest.decide.policy import ContextWeight, Lever, Policy
 from nextbest.decide.rules import STEPS, Column, Formula, NamedRule, Positions, Rule
 
-__all__ = ["VALUE_COLUMNS", "BoundPolicy", "Ceiling", "Fates", "Retention"]
+__all__ = ["VALUE_COLUMNS", "BoundPolicy", "Ceiling", "Fates", "Removing", "Retention"]
 
 # What the value step computes; an objective may name these beside the data's columns.
 VALUE_COLUMNS: Mapping[str, Column] = {
@@ -141,6 +141,20 @@ class Ceiling:
     clv: Formula
 
 
+class Removing(NamedTuple):
+    """A rule as explanations read it.
+
+    Parameters
+    ----------
+    offers: (m,) which offers it is for.
+    each: it reads something of the offer, so that it can come out for each in another way.
+    """
+
+    named: NamedRule
+    offers: npt.NDArray[np.bool_]
+    each: bool
+
+
 @dataclass(frozen=True)
 class BoundPolicy:
     """A policy whose rules, targets and names are resolved against one catalogue and its data."""
@@ -175,13 +189,13 @@ class BoundPolicy:
         return [[i for i, at in numbered if concerns(at, offer)] for offer in offers]
 
     @cached_property
-    def rules_by_fate(self) -> dict[tuple[str, str, int], NamedRule]:
-        """The rule that removes an offer, by step, name and the offer's position."""
-        found: dict[tuple[str, str, int], NamedRule] = {}
-        every = np.arange(len(self.catalogue.offer_ids))
-        for named in (*self.rules, *self.catalogue.rules):
-            for offer in every[named.offers].tolist():
-                found.setdefault((named.step, named.name, offer), named)
+    def rules_by_fate(self) -> dict[tuple[str, str], list[Removing]]:
+        """The rules of each step and name, in their order."""
+        found: dict[tuple[str, str], list[Removing]] = {}
+        for _, named, offers in self.rules_in_order:
+            sources = {self.columns[name].source for name in named.rule.columns}
+            each = not sources.isdisjoint(("pair", "offer"))
+            found.setdefault((named.step, named.name), []).append(Removing(named, offers, each))
         return found
 
     @cached_property

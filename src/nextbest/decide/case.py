@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from nextbest.decide.words import WORDS, plain, plain_list, shown
 if TYPE_CHECKING:
     from nextbest.decide.engine import Decisions
 
-__all__ = ["Case", "consent_in_words", "why"]
+__all__ = ["Case", "consent_in_words", "failure", "why"]
 
 
 class Case:
@@ -45,16 +45,19 @@ class Case:
         """Where and when the offers will be shown."""
         return self.of.situation_of(self.row)
 
-    def _lookup(self, offer: int) -> Lookup:
-        """What rules and formulas read of this customer and one offer."""
-        get = self.of.frame.lookup(slice(offer, offer + 1))
+    def lookup(self, offers: list[int]) -> Lookup:
+        """What rules and formulas read of this customer and some offers."""
+        get = self.of.frame.lookup(slice(None))
         own = slice(self.row, self.row + 1)
 
-        def of_this(name: str) -> Any:
+        def of_these(name: str) -> Any:
             values = get(name)
-            return values[own] if isinstance(values, np.ndarray) and len(values) > 1 else values
+            if not isinstance(values, np.ndarray):
+                return values
+            values = values[own] if len(values) > 1 else values
+            return values[:, offers] if values.shape[1] > 1 else values
 
-        return of_this
+        return of_these
 
     def fate(self, offer: int) -> tuple[str, str]:
         """What became of an offer: step and reason."""
@@ -91,7 +94,7 @@ class Case:
         return {"step": step, "passed": all(rule["passed"] for rule in found), "rules": found}
 
     def _rule(self, source: str, named: NamedRule, offer: int) -> dict[str, Any]:
-        get = self._lookup(offer)
+        get = self.lookup([offer])
         clauses = named.rule.explain(get, lambda name: plain(get(name)))
         return {
             "rule": named.name,
@@ -100,23 +103,6 @@ class Case:
             "passed": all(clause["outcome"] == "true" for clause in clauses),
             "clauses": clauses,
         }
-
-    def _why_ruled_out(self, offer: int) -> str:
-        """How the rule that removed an offer came out."""
-        named = self.of.policy.rules_by_fate[(*self.fate(offer), offer)]
-        key = ("rule", named.step, named.rule.text)
-        said = self._said.get(key)
-        if said is None:
-            said = why({"step": named.step, "rules": [self._rule("", named, offer)]})
-            columns = self.of.catalogue.columns
-            own = any(
-                columns[name].source in ("pair", "offer")
-                for name in named.rule.columns & columns.keys()
-            )
-            # What depends on the customer alone comes out alike for all offers of the rule.
-            if not own:
-                self._said[key] = said
-        return said
 
     def contact_policy(self, offer: int) -> dict[str, Any]:
         """How consent, quiet hours and limits stand for an offer."""
@@ -203,7 +189,7 @@ class Case:
             found["clv"] = policy.retention.clv
         if policy.ceiling is not None and offer in policy.ceiling.offers:
             found["clv"] = policy.ceiling.clv
-        get = self._lookup(offer)
+        get = self.lookup([offer])
         said = {
             name: {
                 "text": formula.text,
@@ -243,7 +229,7 @@ class Case:
         numbers = self.numbers(offer)
         for name in SHARES:
             formula = self.of.catalogue.amounts[name].formula(offer)
-            share = None if formula is None else plain(formula.evaluate(self._lookup(offer)))
+            share = None if formula is None else plain(formula.evaluate(self.lookup([offer])))
             if share is not None and not 0 <= share <= 1:
                 return f"{name} is {shown(share)}, which is not between 0 and 1"
         costs = ("incentive_cost", "contact_cost")
@@ -287,24 +273,31 @@ class Case:
 
     def outcome(self, offer: int) -> str:
         """Why an offer that reached arbitration won or lost."""
-        fate = self.fate(offer)
         if offer in self.picked:
             return f"rank {self.picked.index(offer) + 1}"
+        return self.lost_to_others(self.fate(offer), [offer])[0]
+
+    def lost_to_others(self, fate: tuple[str, str], offers: Sequence[int]) -> list[str]:
+        """Why some offers of one fate lost in arbitration."""
         if fate in WORDS:
-            return WORDS[fate]
+            return [WORDS[fate]] * len(offers)
         if not self.known:
-            return "the offers before it in the fallback list fill the slots"
+            return ["the offers before it in the fallback list fill the slots"] * len(offers)
         if fate == b.NOT_DRAWN:
             drawn = [self.of.catalogue.offer_ids[j] for j in self.picked]
             what = " and ".join(f"offer {name}" for name in drawn) or "no offer"
-            return f"{what} was drawn{self._stopped(offer)}"
-        name = "propensity" if fate == b.LESS_LIKELY else "priority"
-        own = self.competes(name, offer)
-        if fate == b.NOTHING_TO_GAIN:
-            return f"priority {own:.2f}: making no offer is better{self._stopped(offer)}"
-        last = self.picked[-1]
-        ahead = f"{self.competes(name, last):.2f} of offer {self.of.catalogue.offer_ids[last]}"
-        return f"{name} {own:.2f} against {ahead}{self._stopped(offer)}"
+            said = [f"{what} was drawn"] * len(offers)
+        elif fate == b.NOTHING_TO_GAIN:
+            own = self._competing("priority")
+            said = [f"priority {own[j]:.2f}: making no offer is better" for j in offers]
+        else:
+            name, last = "propensity" if fate == b.LESS_LIKELY else "priority", self.picked[-1]
+            own = self._competing(name)
+            ahead = f"{own[last]:.2f} of offer {self.of.catalogue.offer_ids[last]}"
+            said = [f"{name} {own[j]:.2f} against {ahead}" for j in offers]
+        if not self.of.stopped:
+            return said
+        return [one + self._stopped(j) for one, j in zip(said, offers, strict=True)]
 
     def _stopped(self, offer: int) -> str:
         """Why chance no longer makes an offer that is not the best one."""
@@ -323,14 +316,14 @@ class Case:
         """Positions of the offers that arbitration picked, also if they are then held back."""
         return [j for j in self.of.would_choose[self.row].tolist() if j >= 0]
 
-    def competes(self, name: str, offer: int) -> Any:
-        """What the offer competed on in the customer's arm."""
+    def _competing(self, name: str) -> list[float]:
+        """What each offer competed on in the customer's arm."""
         key = f"{name} in the arm"
         if key not in self._listed:
-            self._listed[key] = self._competing(name).tolist()
-        return self._listed[key][offer]
+            self._listed[key] = self._worth(name).tolist()
+        return self._listed[key]
 
-    def _competing(self, name: str) -> npt.NDArray[np.float64]:
+    def _worth(self, name: str) -> npt.NDArray[np.float64]:
         """(m,) what each offer competed on in the customer's arm."""
         if name == "propensity":
             own: npt.NDArray[np.float64] = self.of.audience.propensity[self.row]
@@ -369,13 +362,6 @@ class Case:
             steps.append(_lost(self.fate(offer)))
         return steps
 
-    def because(self, offer: int) -> str:
-        """What the rules, the value step or arbitration say of an offer that is not made."""
-        step = self.fate(offer)[0]
-        if step == "value":
-            return str(self.value(offer)["reason"])
-        return self.outcome(offer) if step == "arbitration" else self._why_ruled_out(offer)
-
 
 def _lost(fate: tuple[str, str]) -> dict[str, Any]:
     """The step that removed an offer for a reason that is always the same."""
@@ -390,9 +376,16 @@ def why(step: Mapping[str, Any]) -> str:
         return str(step["reason"])
     rule = next(rule for rule in step["rules"] if not rule["passed"])
     clause = next(c for c in rule["clauses"] if c["outcome"] != "true")
-    seen = ", ".join(f"{name} = {shown(v)}" for name, v in clause["values"].items())
-    title = f'"{rule["rule"]}", ' if rule["rule"] != step["step"] else ""
-    said = f"{title}{clause['clause']} is {clause['outcome']}"
+    return failure(
+        step["step"], rule["rule"], clause["clause"], clause["outcome"], clause["values"]
+    )
+
+
+def failure(step: str, rule: str, clause: str, outcome: str, values: Mapping[str, Any]) -> str:
+    """How the clause of a rule came out that was not true, and what it saw."""
+    seen = ", ".join(f"{name} = {shown(v)}" for name, v in values.items())
+    title = f'"{rule}", ' if rule != step else ""
+    said = f"{title}{clause} is {outcome}"
     return f"{said} ({seen})" if seen else said
 
 

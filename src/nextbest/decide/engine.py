@@ -129,20 +129,12 @@ class Decisions:
         return limits.count(self.audience.contacts, len(self), moment)
 
     @cached_property
-    def context_holds(self) -> list[npt.NDArray[np.bool_]]:
-        """For each context weight, (n, m) where its condition holds."""
-        if not self.policy.context_weights:
-            return []
-        get = self.frame.lookup(slice(None))
-        return [
-            np.broadcast_to(rule.satisfied(get), self.fates.shape)
-            for _, rule, _ in self.policy.context_weights
-        ]
-
-    @property
     def answers(self) -> Answers:
-        """The answers to all customers; made anew each time, so keep it where there are many."""
-        # Kept here, it and we would keep each other until somebody looks for garbage.
+        """The answers to all customers.
+
+        Kept here, they and we keep each other until somebody looks for garbage: where that must not
+        be waited for, make them with `nextbest.decide.answer.Answers`.
+        """
         return Answers(self)
 
     @cached_property

@@ -5,20 +5,32 @@ Most lines are the same for many customers, and put together once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from nextbest.decide import bound as b
 from nextbest.decide import contact
-from nextbest.decide.case import Case, consent_in_words
+from nextbest.decide.case import Case, consent_in_words, failure
 from nextbest.decide.frame import utc
-from nextbest.decide.words import WORDS
+from nextbest.decide.words import WORDS, plain, plain_list
 
 if TYPE_CHECKING:
+    from nextbest.decide.bound import BoundPolicy
     from nextbest.decide.engine import Decisions
+    from nextbest.decide.rules import NamedRule
 
 __all__ = ["NoOfferReasons"]
+
+# A line for each offer.
+Lines = npt.NDArray[np.object_]
+Mask = npt.NDArray[np.bool_]
+
+# Reasons of which the lines of all offers are kept.
+_KEPT = 64
 
 
 class NoOfferReasons:
@@ -26,40 +38,33 @@ class NoOfferReasons:
 
     def __init__(self, decisions: Decisions) -> None:
         self._of = decisions
-        self._lines: dict[tuple[str, str], list[str]] = {}
-        self._reasons: dict[tuple[str, int], str] = {}
+        self._shared = _Shared.of(decisions.policy)
 
     def of(self, row: int) -> list[str]:
         """One line for each offer on why it is not made; only for a decision that makes none."""
-        codes: list[int] = self._of.fates[row].tolist()
+        codes = self._of.fates[row]
         case = Case(self._of, row)
-        lines = {code: self._lines_of(code, codes, case) for code in set(codes)}
-        return [lines[code][offer] for offer, code in enumerate(codes)]
+        lines: Lines = np.empty(len(codes), dtype=object)
+        for code in np.bincount(codes).nonzero()[0].tolist():
+            self._write(lines, self._of.policy.fates.names[code], codes == code, case)
+        found: list[str] = lines.tolist()
+        return found
 
-    def _lines_of(
-        self, code: int, codes: Sequence[int], case: Case
-    ) -> Sequence[str] | Mapping[int, str]:
-        """The lines of the offers that met one fate, by position."""
-        fate = self._of.policy.fates.names[code]
-        heads, why = self._heads(fate[0]), self._same_for_all(fate, case.row)
+    def _write(self, lines: Lines, fate: tuple[str, str], lost: Mask, case: Case) -> None:
+        """Write the lines of the offers that met one fate."""
+        step, why = fate[0], self._same_for_all(fate, case.row)
         if why is not None:
-            if (fate[0], why) not in self._lines:
-                self._lines[fate[0], why] = [head + why for head in heads]
-            return self._lines[fate[0], why]
-        offers = [offer for offer, one in enumerate(codes) if one == code]
-        if fate[0] == "contact_policy":
-            said = self._limited(fate[1], case.row, offers)
+            np.copyto(lines, self._shared.lines(step, why), where=lost)
+        elif step == "contact_policy":
+            counts, counted = self._counted(fate[1], case.row)
+            for number in set(counted[lost].tolist()):
+                reason = contact.reason(counts.limit, number, self._of.situation.channel)
+                same = lost & (counted == number)
+                np.copyto(lines, self._shared.lines(step, reason), where=same)
         else:
-            said = [case.because(offer) for offer in offers]
-        return {offer: heads[offer] + one for offer, one in zip(offers, said, strict=True)}
-
-    def _heads(self, step: str) -> list[str]:
-        """How each offer's line begins where that step removed it."""
-        kept: dict[str, list[str]] = self._of.policy.notes.setdefault("no offer", {})
-        if step not in kept:
-            ids, words = self._of.catalogue.offer_ids, step.replace("_", " ")
-            kept[step] = [f"offer {offer_id}: {words}: " for offer_id in ids]
-        return kept[step]
+            heads = self._shared.heads(step)[lost].tolist()
+            said = _because(case, fate, lost)
+            lines[lost] = [head + one for head, one in zip(heads, said, strict=True)]
 
     def _same_for_all(self, fate: tuple[str, str], row: int) -> str | None:
         """What befell all offers of a fate alike; None where each has a reason of its own."""
@@ -82,20 +87,107 @@ class NoOfferReasons:
         return next(one.reason(moment) for one in hours if one.quiet(moment))
 
     @cached_property
-    def _counts(self) -> dict[str, tuple[contact.Counts, list[int]]]:
-        """What each limit counted, and which pool each offer falls in."""
-        return {one.limit.name: (one, one.pool.tolist()) for one in self._of.counts}
+    def _counts(self) -> dict[str, contact.Counts]:
+        """What each limit counted."""
+        return {one.limit.name: one for one in self._of.counts}
 
-    def _limited(self, name: str, row: int, offers: Sequence[int]) -> list[str]:
-        """How a limit that removed offers stands for each of them."""
-        counts, pools = self._counts[name]
-        events: list[int] = counts.counted[row].tolist()
-        own = None if counts.own is None else counts.own[row].tolist()
-        said = []
-        for offer in offers:
-            key = name, events[pools[offer]] - (0 if own is None else own[offer])
-            if key not in self._reasons:
-                channel = self._of.situation.channel
-                self._reasons[key] = contact.reason(counts.limit, key[1], channel)
-            said.append(self._reasons[key])
-        return said
+    def _counted(self, name: str, row: int) -> tuple[contact.Counts, npt.NDArray[np.int64]]:
+        """What a limit counted, and (m,) how much of it counts for a customer, by offer."""
+        counts = self._counts[name]
+        events = counts.counted[row][counts.pool]
+        return counts, events if counts.own is None else events - counts.own[row]
+
+
+def _because(case: Case, fate: tuple[str, str], lost: Mask) -> list[str]:
+    """What arbitration, the value step or the rules say of each offer that met one fate."""
+    if fate[0] == "arbitration":
+        return case.lost_to_others(fate, lost.nonzero()[0].tolist())
+    if fate[0] == "value":
+        return [str(case.value(offer)["reason"]) for offer in lost.nonzero()[0].tolist()]
+    said = np.empty(len(lost), dtype=object)
+    left = lost.copy()
+    # Policy and offer may call a rule by the same name: the first that failed counts.
+    for rule in case.of.policy.rules_by_fate[fate]:
+        here = left & rule.offers
+        offers: list[int] = here.nonzero()[0].tolist()
+        if offers and rule.each:
+            failed = _failed(case, rule.named, offers)
+            said[[*failed]] = [*failed.values()]
+            left[[*failed]] = False
+        elif offers and (failed := _failed(case, rule.named, offers[:1])):
+            # What depends on the customer alone comes out alike for all of them.
+            said[here] = failed[offers[0]]
+            left &= ~here
+    found: list[str] = said[lost].tolist()
+    return found
+
+
+def _failed(case: Case, named: NamedRule, offers: list[int]) -> dict[int, str]:
+    """What of a rule was not true, by offer, for those of some offers where that is so.
+
+    The trace says the same of each offer by itself (`Case.rules`).
+    """
+    get, n = case.lookup(offers), len(offers)
+    with np.errstate(all="ignore"):
+        masks = [clause.term.run(get) for clause in named.rule.clauses]
+    outcomes = [(_each(true, n), _each(false, n)) for true, false in masks]
+    values: dict[str, list[Any]] = {}
+    failed: dict[int, str] = {}
+    for at, offer in enumerate(offers):
+        for clause, (true, false) in zip(named.rule.clauses, outcomes, strict=True):
+            if not true[at]:
+                values |= {c: _each_plain(get(c), n) for c in clause.columns if c not in values}
+                seen = {name: values[name][at] for name in clause.columns}
+                outcome = "false" if false[at] else "unknown"
+                failed[offer] = failure(named.step, named.name, clause.text, outcome, seen)
+                break
+    return failed
+
+
+def _each(values: Any, n: int) -> list[Any]:
+    """One value for each of n offers."""
+    listed: list[Any] = np.asarray(values).ravel().tolist()
+    return listed if len(listed) == n else listed * n
+
+
+def _each_plain(values: Any, n: int) -> list[Any]:
+    """The same as `plain` writes them."""
+    if isinstance(values, np.ndarray) and values.size > 1:
+        return plain_list(values.ravel())
+    return [plain(values)] * n
+
+
+class _Shared:
+    """Lines that the answers of a policy share, put together once.
+
+    Of reasons that are one customer's own there is no end: only the last ones are kept.
+    """
+
+    def __init__(self, offer_ids: Sequence[str]) -> None:
+        self._offer_ids = offer_ids
+        self._heads: dict[str, Lines] = {}
+        self._lines: dict[tuple[str, str], Lines] = {}
+
+    @classmethod
+    def of(cls, policy: BoundPolicy) -> _Shared:
+        """The lines of a policy."""
+        shared: _Shared = policy.notes.setdefault("no offer", cls(policy.catalogue.offer_ids))
+        return shared
+
+    def heads(self, step: str) -> Lines:
+        """How each offer's line begins where that step removed it."""
+        if step not in self._heads:
+            words = step.replace("_", " ")
+            heads = [f"offer {one}: {words}: " for one in self._offer_ids]
+            self._heads[step] = np.array(heads, dtype=object)
+        return self._heads[step]
+
+    def lines(self, step: str, why: str) -> Lines:
+        """The line of each offer where that step removed it for a reason that is no offer's own."""
+        lines = self._lines.get((step, why))
+        if lines is None:
+            if len(self._lines) >= _KEPT:
+                self._lines.clear()
+            lines = np.array([head + why for head in self.heads(step).tolist()], dtype=object)
+            self._lines[step, why] = lines
+        return lines

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from nextbest.decide.answer import Answers
 from nextbest.decide.engine import Decisions
 from nextbest.decide.frame import Audience
 from nextbest.decide.packed import Packing
@@ -142,7 +143,7 @@ class _Answers:
         self, decisions: Decisions, scores: Sequence[str], prices_ignored: str | None
     ) -> None:
         audience, as_of = decisions.audience, decisions.audience.as_of
-        self._said = decisions.answers
+        self._said = Answers(decisions)
         self._channel = decisions.situation.channel
         self._ignored = prices_ignored
         self._scores = _scores(audience, scores)
