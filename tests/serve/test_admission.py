@@ -14,6 +14,7 @@ from typing import Any
 
 import killing
 import pytest
+import sys
 from fastapi.testclient import TestClient
 from nursery import Nursery
 
@@ -151,3 +152,10 @@ def test_a_running_server_does_not_look_through_what_it_has_loaded_for_garbage(
     with TestClient(create_app(project, insecure=True)):
         assert gc.get_freeze_count() > max(before, 10_000)
     assert gc.get_freeze_count() == 0
+
+
+def test_no_thread_of_a_running_server_keeps_the_interpreter_for_long(project: Path) -> None:
+    before = sys.getswitchinterval()
+    with TestClient(create_app(project, insecure=True)):
+        assert sys.getswitchinterval() < before / 2
+    assert sys.getswitchinterval() == before
