@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from typing import Any
 
 import killing
 import pytest
-import sys
 from fastapi.testclient import TestClient
 from nursery import Nursery
 
