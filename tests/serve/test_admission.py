@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -151,3 +152,10 @@ def test_a_running_server_does_not_look_through_what_it_has_loaded_for_garbage(
     with TestClient(create_app(project, insecure=True)):
         assert gc.get_freeze_count() > max(before, 10_000)
     assert gc.get_freeze_count() == 0
+
+
+def test_no_thread_of_a_running_server_keeps_the_interpreter_for_long(project: Path) -> None:
+    before = sys.getswitchinterval()
+    with TestClient(create_app(project, insecure=True)):
+        assert sys.getswitchinterval() < before / 2
+    assert sys.getswitchinterval() == before
