@@ -22,7 +22,8 @@ if available():
     @compiled(
         "void(int16[:,::1], int64[:], int64[:], int64[:], int64[:], int64[:],"
         "int64[:], int64[:], int64, boolean[:,:], int64[:,:], int64,"
-        "int64[:], int64[:,:], int64[:], int64[:], int16[:])"
+        "int64[:], int64[:,:], int64[:], int64[:], int16[:])",
+        nogil=True,
     )
     def keep_back(
         fates: Any, customer: Any, offer: Any, channel: Any, time: Any, kind: Any,
@@ -109,7 +110,8 @@ if available():
     @compiled(
         "void(int64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1],"
         "int16[:,::1], float64[:,::1], int64[:], boolean[:], float64[:],"
-        "float64, float64, float64[:,:], int16[:], int16, int16, int16)"
+        "float64, float64, float64[:,:], int16[:], int16, int16, int16)",
+        nogil=True,
     )
     def choose_one(
         chosen: Any, probability: Any, chances: Any, best: Any,
