@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,7 +188,7 @@ def decide_batch(
     summary = BatchSummary(batch_id, situation.decided_at, situation.channel, out)
     rationing = _rationing(state, situation, made, total)
     prices, ration = (None, None) if rationing is None else _share(rationing, batch, parts)
-    with appending(out) as write:
+    with _looked_through(), appending(out) as write:
 
         def decided(part: tuple[int, Sequence[str]]) -> tuple[Decisions, Table]:
             start, ids = part
@@ -343,6 +345,19 @@ class _Batch:
             return decisions
         what = "other processes decide for the same customers without a pause"
         raise StoreError("store", what, action="Try again")
+
+
+@contextmanager
+def _looked_through() -> Iterator[None]:
+    """Leave alone what is there by now when garbage is searched for: it would be, for each part."""
+    if gc.get_freeze_count():  # a server has seen to it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _ahead(work: Callable[[P], R], parts: Sequence[P], threads: int) -> Iterator[R]:
