@@ -11,7 +11,8 @@ from decide_world import audience, catalogue, chosen, fates, history, offer, pol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextbest.decide.contact import KINDS, ChannelLimits, ContactHistory, Limit, consent
+from nextbest.decide.contact import KINDS, ContactHistory, Limit, consent
+from nextbest.decide.limits import ChannelLimits
 from nextbest.errors import DataError
 
 # Three offers: a and b share a category and a group, c stands alone.

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import holdout
-from nextbest.decide.contact import ChannelLimits, Limit, QuietHours, Scope
+from nextbest.decide.contact import Limit, QuietHours, Scope
+from nextbest.decide.limits import ChannelLimits
 from nextbest.decide.offers import BoundCatalogue, Offer, concerns
 from nextbest.decide.policy import ContextWeight, Lever, Policy
 from nextbest.decide.rules import STEPS, Column, Formula, NamedRule, Positions, Rule

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextbest.decide import bound as b
-from nextbest.decide import contact, holdout
+from nextbest.decide import holdout
 from nextbest.decide.arbitrate import (
     Chances,
     Choice,
@@ -25,6 +25,7 @@ from nextbest.decide.arbitrate import (
 from nextbest.decide.explore import Earnings, Explorer, OfferCounts, beliefs, uniform
 from nextbest.decide.hashing import uniforms
 from nextbest.decide.holdout import Assigned
+from nextbest.decide.limits import Counts
 from nextbest.decide.steps import Steps, compiled_loops
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Choosing:
         allotted = None if ration is None else ration.open | ~ration.settled[:, None]
         return cls(run, values, lottery, worth, charge, allotted)
 
-    def arbitrate(self, counts: Sequence[contact.Counts]) -> Choice:
+    def arbitrate(self, counts: Sequence[Counts]) -> Choice:
         """Choose, and write why each offer that was still in the running lost."""
         fates, policy, arm = self.run.fates, self.run.policy, self.lottery.arm
         limit = min(self.run.situation.limit, fates.shape[1])
@@ -263,7 +264,7 @@ class Choosing:
                 possible -= charge[:, :, None]
         return Explorer(settings, profit, stopped, possible, earnings)
 
-    def _pools(self, counts: Sequence[contact.Counts]) -> list[tuple[tuple[str, str], Pool]]:
+    def _pools(self, counts: Sequence[Counts]) -> list[tuple[tuple[str, str], Pool]]:
         """What several offers of one answer share: their exclusivity group, and each cap's rest."""
         policy, n = self.run.policy, len(self.worth)
         member = policy.groups["exclusivity_group"]

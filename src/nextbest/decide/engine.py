@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nextbest.decide import contact, holdout, trace
+from nextbest.decide import holdout, trace
 from nextbest.decide.answer import Answers, Selections
 from nextbest.decide.arbitrate import Floats, Values, in_cells
 from nextbest.decide.binding import BoundPolicy, bind
 from nextbest.decide.choosing import Choosing, Lottery, as_made
 from nextbest.decide.explore import EARNED_FROM, Earnings, LossStatistics, OfferCounts
 from nextbest.decide.frame import Audience, Columns, Contexts, Frame, Situation, stamp, utc
+from nextbest.decide.limits import Counts
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.steps import Steps
 from nextbest.decide.words import written_time
@@ -122,7 +123,7 @@ class Decisions:
         return pays if self.ration is None else pays & ~self.ration.settled
 
     @cached_property
-    def counts(self) -> list[contact.Counts]:
+    def counts(self) -> list[Counts]:
         """What each limit of this channel counted."""
         limits = self.policy.limits_on(self.situation.channel)
         moment = stamp(self.situation.decided_at)

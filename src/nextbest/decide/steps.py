@@ -22,6 +22,7 @@ from nextbest.decide.bound import BoundPolicy
 from nextbest.decide.explore import OfferCounts, reach
 from nextbest.decide.frame import Audience, Frame, Situation, utc
 from nextbest.decide.hashing import uniforms
+from nextbest.decide.limits import ChannelLimits, Counts
 from nextbest.decide.offers import BoundCatalogue
 from nextbest.decide.rules import Positions
 
@@ -107,7 +108,7 @@ class Steps:
             else:
                 self.remove(code, lost, named.offers)
 
-    def contact_policy(self) -> list[contact.Counts]:
+    def contact_policy(self) -> list[Counts]:
         """Remove offers that consent or a limit keeps back; return what the limits counted."""
         channel, small = self.situation.channel, self.policy.fates.small
         rule = self.policy.policy.tables.channels[channel]
@@ -137,7 +138,7 @@ class Steps:
     def _keep_back(
         self,
         history: contact.ContactHistory,
-        limits: contact.ChannelLimits,
+        limits: ChannelLimits,
         loop: Callable[..., None],
     ) -> None:
         """Remove offers that a limit keeps back, in one compiled loop."""

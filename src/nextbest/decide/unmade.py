@@ -16,6 +16,7 @@ from nextbest.decide import bound as b
 from nextbest.decide import contact
 from nextbest.decide.case import Case, consent_in_words, failure
 from nextbest.decide.frame import utc
+from nextbest.decide.limits import Counts
 from nextbest.decide.words import WORDS, plain, plain_list
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ class NoOfferReasons:
         return next(one.reason(moment) for one in hours if one.quiet(moment))
 
     @cached_property
-    def _counts(self) -> dict[str, contact.Counts]:
+    def _counts(self) -> dict[str, Counts]:
         """What each limit counted."""
         return {one.limit.name: one for one in self._of.counts}
 
-    def _counted(self, name: str, row: int) -> tuple[contact.Counts, npt.NDArray[np.int64]]:
+    def _counted(self, name: str, row: int) -> tuple[Counts, npt.NDArray[np.int64]]:
         """What a limit counted, and (m,) how much of it counts for a customer, by offer."""
         counts = self._counts[name]
         events = counts.counted[row][counts.pool]
