@@ -110,7 +110,7 @@ class Prices:
         each = [{**asdict(one), "offer_ids": list(one.offer_ids)} for one in self.each]
         return {"offer_ids": list(self.offer_ids), "prices": each}
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """The version that decisions name."""
         said = json.dumps(self.to_dict(), sort_keys=True)
