@@ -93,7 +93,8 @@ def keep(
         return []
     shared = {one for one in (record.kept.shared for record in records) if one is not None}
     if shared:
-        insert_rows(connection, SHARED, list(shared))
+        # In one order for all: writers of two that are new would wait for each other.
+        insert_rows(connection, SHARED, sorted(shared))
     insert_rows(connection, DECISIONS, rows)
     # Read back who holds each key: another request, or another server, may have been first.
     keys = [record.idempotency_key for record in records if record.idempotency_key is not None]
